@@ -1,0 +1,118 @@
+"""White-box attacks by the gradient of the cross-entropy.
+
+Each takes `x` [N, C, H, W] in [0, 1] and `y` [N], and returns inputs of the same shape. The gradient is taken with
+respect to the input alone, so that no weight gradient is ever computed. With `targeted=True`, `y` holds the classes to
+reach and the loss is descended. The caller puts the model into eval mode.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from redoubt.errors import InvalidInput
+from redoubt.threat import ThreatModel
+
+
+def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Gradient of the summed cross-entropy with respect to `x`; each image's gradient is independent of the batch."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = F.cross_entropy(model(x), y, reduction="sum")
+        return torch.autograd.grad(loss, x)[0]
+
+
+def _inside(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
+    return (x + threat.project(x_adv - x)).clamp(0, 1)
+
+
+def fgsm(
+    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, targeted: bool = False, generator=None
+) -> Tensor:
+    """One step of length epsilon (Goodfellow et al. 2015, arXiv 1412.6572; in L2 the normalised gradient)."""
+    sign = -1.0 if targeted else 1.0
+    return (x + sign * threat.epsilon * threat.steepest(input_gradient(model, x, y))).clamp(0, 1).detach()
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int = 20,
+    alpha: float | None = None,
+    restarts: int = 1,
+    random_start: bool = True,
+    targeted: bool = False,
+    momentum: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083).
+
+    Args:
+        steps: gradient steps in each restart.
+        alpha: step length; by default 2.5 * epsilon / steps, so that the ball's rim can be reached from anywhere.
+        restarts: independent starts; of each image the one with the highest loss is returned.
+        random_start: begin at a point drawn uniformly from the ball.
+        momentum: decay of the accumulated gradient, as in `momentum_pgd`.
+
+    Raises:
+        InvalidInput: for fewer than one step or restart, or a step length that is not positive.
+    """
+    alpha = 2.5 * threat.epsilon / max(steps, 1) if alpha is None else alpha
+    if steps < 1 or restarts < 1 or not alpha > 0:
+        raise InvalidInput(f"PGD needs steps >= 1, restarts >= 1 and alpha > 0, not {steps}, {restarts}, {alpha}")
+    best, best_loss = None, None
+    for _ in range(restarts):
+        start = threat.sample(x, generator) if random_start else torch.zeros_like(x)
+        x_adv = _climb(model, x, y, threat, (x + start).clamp(0, 1), steps, -alpha if targeted else alpha, momentum)
+        if restarts == 1:
+            return x_adv
+        loss = _loss_of_each(model, x_adv, y) * (-1 if targeted else 1)
+        if best is None:
+            best, best_loss = x_adv, loss
+        else:
+            better = loss > best_loss
+            best = torch.where(better.view(-1, *[1] * (x.dim() - 1)), x_adv, best)
+            best_loss = torch.maximum(loss, best_loss)
+    return best
+
+
+def _climb(model, x, y, threat, x_adv, steps, alpha, momentum) -> Tensor:
+    direction = torch.zeros_like(x)
+    for _ in range(steps):
+        gradient = input_gradient(model, x_adv, y)
+        if momentum:
+            mean = gradient.abs().flatten(1).mean(1).clamp_min(1e-12)
+            direction = momentum * direction + gradient / mean.view(-1, *[1] * (x.dim() - 1))
+            gradient = direction
+        x_adv = _inside(x, x_adv + alpha * threat.steepest(gradient), threat)
+    return x_adv.detach()
+
+
+@torch.no_grad()
+def _loss_of_each(model, x, y) -> Tensor:
+    return F.cross_entropy(model(x), y, reduction="none")
+
+
+def momentum_pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int = 10,
+    alpha: float | None = None,
+    decay: float = 1.0,
+    random_start: bool = False,
+    targeted: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The momentum iterative method, MI-FGSM (Dong et al. 2018, arXiv 1710.06081): alpha is epsilon / steps."""
+    alpha = threat.epsilon / max(steps, 1) if alpha is None else alpha
+    return pgd(
+        model, x, y, threat, steps=steps, alpha=alpha, random_start=random_start, targeted=targeted,
+        momentum=decay, generator=generator,
+    )

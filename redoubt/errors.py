@@ -1,0 +1,36 @@
+"""The project's own exceptions. The command line maps them to exit codes, serving to HTTP statuses."""
+
+
+class RedoubtError(Exception):
+    """Anything that Redoubt knows how to explain in one line."""
+
+    exit_code = 1
+
+
+class InvalidInput(RedoubtError, ValueError):
+    """The caller gave something that cannot be used; the message says what would be right."""
+
+    exit_code = 2
+
+
+class ArtifactError(RedoubtError):
+    """A model folder or a data folder is incomplete, altered or unreadable."""
+
+
+class RegistryError(RedoubtError):
+    """The model registry cannot be reached, or does not hold what was asked for."""
+
+
+class TrainingDiverged(RedoubtError):
+    """The training loss stopped being a finite number."""
+
+
+def one_of(value: str, valid, what: str) -> str:
+    """Return `value` if it is among `valid`.
+
+    Raises:
+        InvalidInput: naming every valid choice.
+    """
+    if value not in valid:
+        raise InvalidInput(f"unknown {what} {value!r}: valid ones are {', '.join(sorted(valid))}")
+    return value

@@ -1,0 +1,57 @@
+"""The settings of one training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from redoubt.errors import InvalidInput, one_of
+from redoubt.threat import ThreatModel, cover
+from redoubt.training.objectives import OBJECTIVES
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train; the defaults are what `redoubt run` uses.
+
+    Attributes:
+        objective: a key of `OBJECTIVES`.
+        threats: what to train against; must be empty for `standard` and must not be for the others.
+        epochs: passes over the training split.
+        batch_size: pictures a step.
+        learning_rate: the peak of a one-cycle schedule (Smith & Topin 2017, arXiv 1708.07120) over Adam.
+        weight_decay: decoupled (AdamW).
+        steps: PGD steps of the attack in training.
+        step_size: the attack's step length as a multiple of epsilon / steps.
+        lam: weight of the adversarial term in `mixed`.
+        average: decay a step of the exponential average of the weights; 0 turns averaging off.
+        seed: fixes initialisation, order and attack noise.
+        precision: `auto` (bfloat16 arithmetic where it is quick, float32 otherwise), `float32` or `bfloat16`.
+    """
+
+    objective: str = "pgd"
+    threats: tuple[ThreatModel, ...] = ()
+    epochs: int = 6
+    batch_size: int = 128
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
+    steps: int = 5
+    step_size: float = 1.5
+    lam: float = 1.0
+    average: float = 0.995
+    seed: int = 0
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        one_of(self.objective, OBJECTIVES, "objective")
+        one_of(self.precision, ("auto", "bfloat16", "float32"), "precision")
+        object.__setattr__(self, "threats", cover(self.threats))
+        if (self.objective == "standard") == bool(self.threats):
+            raise InvalidInput("objective 'standard' takes no threat models, and every other needs at least one")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("steps", 1)):
+            if getattr(self, name) < least:
+                raise InvalidInput(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name in ("learning_rate", "step_size", "lam"):
+            if not getattr(self, name) > 0:
+                raise InvalidInput(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 0 <= self.average < 1:
+            raise InvalidInput(f"average must lie in [0, 1), not {self.average}")
