@@ -1,0 +1,64 @@
+"""Fixtures that several rooms' tests share: the prepared digits, and small models trained on them once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from redoubt.data import Prepared, load_source, prepare
+from redoubt.models import Architecture, Classifier, build
+from redoubt.threat import ThreatModel
+from redoubt.training import TrainConfig, train
+
+torch.set_num_threads(1)
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+
+def pytest_collection_modifyitems(items):
+    if FASHION.is_dir():
+        return
+    missing = pytest.mark.skip(reason=f"no Fashion-MNIST in {FASHION}: install Debian's dataset-fashion-mnist")
+    for item in items:
+        if item.get_closest_marker("fashion"):
+            item.add_marker(missing)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Prepared:
+    """The embedded digits, prepared with seed 0. Read only: tests that alter files make their own copy."""
+    return prepare(load_source("digits"), tmp_path_factory.mktemp("digits") / "data", seed=0)
+
+
+@pytest.fixture(scope="session")
+def train_digits(digits):
+    """A function (objective, threats=(), epochs=..., seed=..., **settings) -> a compact CNN trained on the digits."""
+
+    def run(objective: str = "standard", threats=(), *, epochs: int = 12, seed: int = 0, **settings) -> Classifier:
+        torch.manual_seed(seed)
+        model = build(
+            Architecture(
+                name="compact-cnn", num_classes=10, channels=1, size=8,
+                mean=digits.metadata["mean"], std=digits.metadata["std"],
+            )
+        )
+        config = TrainConfig(
+            objective=objective, threats=threats, epochs=epochs, batch_size=64, seed=seed, average=0.9, **settings
+        )
+        return train(model, digits.tensors("train"), digits.tensors("validation"), config).model
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def digits_model(train_digits) -> Classifier:
+    """An undefended digits model in eval mode. Do not alter it: copy it first."""
+    return train_digits("standard")
+
+
+@pytest.fixture(scope="session")
+def robust_digits_model(train_digits) -> Classifier:
+    """A digits model trained with PGD at Linf 0.1, in eval mode. Do not alter it: copy it first."""
+    return train_digits("pgd", (ThreatModel("Linf", 0.1),), epochs=20, learning_rate=5e-3)
