@@ -1,0 +1,1 @@
+"""Evaluation: accuracy clean and under attack (`accuracy`), intervals, and the robustness report (`robustness`)."""
