@@ -82,7 +82,7 @@ def headline(result: Mapping) -> str:
     failure = result.get("failure") or {}
     if result.get("outcome") != "recovered":
         stage, reason = failure.get("stage") or "an unnamed stage", failure.get("reason") or "no reason was recorded"
-        return f"The drill failed at {stage}: {reason}."
+        return f"The drill failed at {stage}: {str(reason).rstrip('.')}."
     strength = result.get("strength") or {}
     parts = [f"The served model raised the alarm {count(result.get('requests_until_alarm'))} requests into the attack"]
     if finite(strength.get("estimate")) is not None:
@@ -135,7 +135,7 @@ def _tiles(result: Mapping) -> Html:
 
 
 def _timeline(result: Mapping) -> Html:
-    events = [event for event in result.get("events") or () if finite(event.get("t")) is not None]
+    events = drill_plots.known_events(result)
     if not drill_plots.has_timeline(result):
         return section("What happened when", _event_table(events))
     picture = plots.svg(

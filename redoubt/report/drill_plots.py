@@ -24,6 +24,12 @@ def _points(result: Mapping) -> list[Mapping]:
     return sorted(points, key=lambda point: point["t"])
 
 
+def known_events(result: Mapping) -> list[Mapping]:
+    """The events that have a time, by time."""
+    events = [event for event in result.get("events") or () if finite(event.get("t")) is not None]
+    return sorted(events, key=lambda event: event["t"])
+
+
 def _column(points: Sequence[Mapping], key: str) -> np.ndarray:
     """One column as floats, NaN (a gap in the line) where a value is missing or not finite."""
     return np.array([np.nan if finite(point.get(key)) is None else float(point[key]) for point in points])
@@ -37,10 +43,10 @@ def timeline(fig, result: Mapping, *, narrow: bool = False) -> None:
     upper, lower = fig.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     points = _points(result)
     t = _column(points, "t")
-    end = float(t.max()) if len(t) else 1.0
+    moments = [*t, *(event["t"] for event in known_events(result))]
     upper.plot(t, _column(points, "flagged_share"), color=BLUE)
     upper.fill_between(t, _column(points, "flagged_share"), color=BLUE, alpha=0.12, linewidth=0)
-    upper.set(ylim=(0, 1.03), xlim=(min(0.0, float(t.min()) if len(t) else 0.0), end or 1.0))
+    upper.set(ylim=(0, 1.03), xlim=(min([0.0, *moments]), max([0.0, *moments]) or 1.0))
     percent_axis(upper.yaxis)
     lower.plot(t, _column(points, "statistic"), color=PURPLE)
     threshold = _column(points, "threshold")
@@ -59,18 +65,17 @@ def timeline(fig, result: Mapping, *, narrow: bool = False) -> None:
 
 def _events(upper, lower, result: Mapping, narrow: bool) -> None:
     """A line for each event, with its label above. Labels are laid from the last to the first, each in the lowest
-    row with room to its right, so that an earlier line passes later labels on their left."""
+    row where it ends before the next label and the next line, so that none is crossed."""
     first, last = upper.get_xlim()
     per_character = (last - first) / (40 if narrow else 112)
-    free = [np.inf] * 6   # for each row, where its leftmost label begins
-    events = [event for event in result.get("events") or () if finite(event.get("t")) is not None]
-    for i, event in reversed(list(enumerate(events, 1))):
+    free = [np.inf] * 6   # for each row, where its leftmost label or passing line is
+    for i, event in reversed(list(enumerate(known_events(result), 1))):
         t, text = float(event["t"]), str(i) if narrow else str(event.get("name"))
         length = (len(text) + 1.5) * per_character
         hangs = t + length > last   # no room to the right of the line: write to its left
         begin, end = (t - length, t) if hangs else (t, t + length)
         row = next((r for r, taken in enumerate(free) if end <= taken), len(free) - 1)
-        free[row] = begin
+        free[: row + 1] = [min(begin, taken) for taken in free[: row + 1]]
         for axes in (upper, lower):
             axes.axvline(t, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
         upper.annotate(

@@ -110,13 +110,14 @@ def section(title: str, *parts: str, note: object = "") -> Html:
 
 
 def tiles(items: Iterable[tuple]) -> Html:
-    """Stat tiles of (label, value, small print, tone); tone is `good`, `bad` or nothing."""
+    """Stat tiles of (label, value, small print, tone); tone is `good`, `bad` or nothing. A dash gets no tile."""
     inside = "".join(
         f'<div class="tile"><dt>{esc(label)}</dt><dd><span class="{esc(tone)}">{esc(value)}</span>'
         f'<span class="sub">{esc(small)}</span></dd></div>'
         for label, value, small, tone in items
+        if value != NONE
     )
-    return Html(f'<dl class="tiles">{inside}</dl>')
+    return Html(f'<dl class="tiles">{inside}</dl>' if inside else "")
 
 
 def table(header: Sequence[object], rows: Iterable[Sequence[object]], *, left: int = 1, caption: str = "") -> Html:
