@@ -1,0 +1,1 @@
+"""The pipeline's steps: plain functions over folders, and thin KFP components round them."""

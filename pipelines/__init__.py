@@ -1,0 +1,1 @@
+"""The chain of components, how it runs here and on a cluster, and the `redoubt` command."""

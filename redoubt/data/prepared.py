@@ -44,11 +44,14 @@ def split_sizes(n: int) -> dict[str, int]:
     return {"train": n - sum(held_out.values()), **held_out}
 
 
-def prepare(source: Source, folder: Path, *, seed: int = 0, limit: int | None = None) -> Prepared:
+def prepare(
+    source: Source, folder: Path, *, seed: int = 0, limit: int | None = None, request: dict | None = None
+) -> Prepared:
     """Split `source` and write it to `folder`.
 
     A source without a test file of its own gives a sixth of its pictures to `test` first. The shuffle depends on
     `seed` alone. `limit` keeps that many training pictures (and a sixth as many for test), for quick trials.
+    `request` is what a later run must ask for to get the same data; it is kept, but is no part of the checksum.
     """
     order = np.random.default_rng(seed).permutation(len(source.train_labels))
     test = (source.test_images, source.test_labels)
@@ -80,7 +83,7 @@ def prepare(source: Source, folder: Path, *, seed: int = 0, limit: int | None = 
         "seed": seed,
         "splits": splits,
     }
-    metadata["checksum"] = _checksum(metadata)
+    metadata |= {"checksum": _checksum(metadata), "request": request or {}}
     (folder / METADATA).write_text(json.dumps(metadata, indent=1))
     return Prepared.open(folder)
 
@@ -100,7 +103,7 @@ def _file_hash(folder: Path, split: str) -> str:
 
 
 def _checksum(metadata: dict) -> str:
-    content = {key: value for key, value in metadata.items() if key != "checksum"}
+    content = {key: value for key, value in metadata.items() if key not in ("checksum", "request")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

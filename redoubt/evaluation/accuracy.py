@@ -11,13 +11,13 @@ from torch import Tensor, nn
 Perturb = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
-def batches(x: Tensor, y: Tensor, size: int = 500):
+def batches(x: Tensor, y: Tensor, size: int = 128):
     """Slices of `x` and `y` of at most `size` images."""
     for start in range(0, len(x), size):
         yield x[start : start + size], y[start : start + size]
 
 
-def predict(model: nn.Module, x: Tensor, size: int = 500) -> Tensor:
+def predict(model: nn.Module, x: Tensor, size: int = 128) -> Tensor:
     """Logits [N, classes] for `x` [N, C, H, W], computed in batches."""
     with torch.no_grad():
         return torch.cat([model(part) for part, _ in batches(x, x, size)])

@@ -1,7 +1,7 @@
 """Training: objectives (`objectives`), their settings (`config`) and the loop (`loop`)."""
 
-from redoubt.training.config import TrainConfig
+from redoubt.training.config import TrainConfig, default_epochs
 from redoubt.training.loop import TrainResult, train
 from redoubt.training.objectives import OBJECTIVES
 
-__all__ = ["OBJECTIVES", "TrainConfig", "TrainResult", "train"]
+__all__ = ["OBJECTIVES", "TrainConfig", "TrainResult", "default_epochs", "train"]

@@ -1,0 +1,41 @@
+"""What every component does besides its step: say where the run stands, and put a failure into one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+
+PROGRESS = "REDOUBT_PROGRESS"   # names a file that gets one line of JSON for each event
+MARK = "redoubt: error:"        # stands before the reason in a step's log
+
+
+def report(**event) -> None:
+    """Append an event to the progress file, if the environment names one."""
+    if os.environ.get(PROGRESS):
+        with open(os.environ[PROGRESS], "a") as file:
+            file.write(json.dumps({"at": time.time(), **event}) + "\n")
+
+
+@contextmanager
+def step(name: str):
+    """Report start and end of the step `name`; yields a function that reports further events of it."""
+    def event(row: dict) -> None:
+        report(step=name, **row)
+        print(f"{name}: {json.dumps(row)}", flush=True)
+
+    report(step=name, state="running")
+    start = time.perf_counter()
+    try:
+        yield event
+    except Exception as error:
+        reason = f"{name}: {error or type(error).__name__}"
+        print(f"{MARK} {reason}", flush=True)
+        report(step=name, state="failed", reason=reason)
+        raise
+    report(step=name, state="done", seconds=round(time.perf_counter() - start, 2))
+
+
+Progress = Callable[[dict], None]

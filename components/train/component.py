@@ -1,0 +1,30 @@
+"""KFP signature of `train`."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Metrics, Model, Output
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train(
+    data: Input[Dataset], model: Output[Model], metrics: Output[Metrics], architecture: str, objective: str,
+    norm: str, epsilon: float, also: str, epochs: int, steps: int, lam: float, seed: int,
+):
+    """Train a classifier, against every threat model that it is asked to cover."""
+    from pathlib import Path
+
+    from components.context import step
+    from components.train.step import run
+
+    with step("train") as progress:
+        bundle = run(Path(data.path), Path(model.path), architecture=architecture, objective=objective, norm=norm,
+                     epsilon=epsilon, also=also, epochs=epochs, steps=steps, lam=lam, seed=seed, progress=progress)
+    training = bundle.manifest["training"]
+    model.metadata.update({"architecture": architecture, "objective": objective, "seed": seed,
+                           "threats": bundle.manifest["threats"], "data_checksum": bundle.manifest["data"]["checksum"]})
+    best = next(row for row in training["history"] if row["epoch"] == training["best_epoch"])
+    for name in ("loss", "clean_accuracy", "robust_accuracy"):
+        if name in best:
+            metrics.log_metric(f"validation_{name}", best[name])
+    metrics.log_metric("seconds", training["seconds"])

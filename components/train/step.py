@@ -1,0 +1,64 @@
+"""Train a model on prepared data and write its bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from redoubt.bundle import Bundle, write_bundle
+from redoubt.data import Prepared
+from redoubt.models import Architecture, build
+from redoubt.threat import ThreatModel, cover, load_threats
+from redoubt.training import TrainConfig, default_epochs, train
+
+
+def run(
+    data: Path,
+    out: Path,
+    *,
+    architecture: str = "compact-cnn",
+    objective: str = "pgd",
+    norm: str = "Linf",
+    epsilon: float = 0.1,
+    also: str = "[]",
+    epochs: int = 0,
+    steps: int = 5,
+    lam: float = 1.0,
+    seed: int = 0,
+    precision: str = "auto",
+    progress: Callable[[dict], None] = lambda row: None,
+) -> Bundle:
+    """Train and write a bundle without report and detector.
+
+    Args:
+        also: JSON list of further [norm, epsilon] pairs to cover, as a retrain does with the champion's set.
+        epochs: 0 takes the default for objective, architecture and number of pictures.
+        progress: called with one row an epoch.
+    """
+    prepared = Prepared.open(data)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    threats = () if objective == "standard" else cover([ThreatModel(norm, epsilon)], load_threats(also))
+    pictures = prepared.tensors("train")
+    batch_size = min(128, max(16, len(pictures[0]) // 10))
+    config = TrainConfig(
+        objective=objective, threats=threats, steps=steps, lam=lam, seed=seed, precision=precision,
+        batch_size=batch_size, epochs=epochs or default_epochs(objective, architecture, len(pictures[0]), batch_size),
+    )
+    shape = prepared.metadata["shape"]
+    torch.manual_seed(seed)
+    model = build(Architecture(
+        name=architecture, num_classes=len(prepared.classes), channels=shape[0], size=shape[1],
+        mean=prepared.metadata["mean"], std=prepared.metadata["std"],
+    )).to(device)
+    result = train(model, pictures, tuple(t.to(device) for t in prepared.tensors("validation")), config,
+                   progress=progress)
+    return write_bundle(
+        out, result.model, classes=prepared.classes, threats=threats, objective=objective, levels=prepared.levels,
+        data={key: prepared.metadata[key] for key in ("dataset", "checksum", "seed", "splits", "request")},
+        parameters={"architecture": architecture, "objective": objective, "norm": norm, "epsilon": epsilon,
+                    "epochs": epochs, "steps": steps, "lam": lam, "seed": seed, "precision": precision},
+        training={"epochs": config.epochs, "history": result.history, "best_epoch": result.best_epoch, "seconds": round(result.seconds, 2),
+                  "device": str(device), "batch_size": batch_size},
+    )

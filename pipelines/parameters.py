@@ -1,0 +1,108 @@
+"""The parameters of a pipeline run, checked before anything starts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+
+from redoubt.errors import InvalidInput, one_of
+from redoubt.threat import NORMS, ThreatModel, dump_threats, load_threats, parse_epsilon
+
+ARCHITECTURES = ("compact-cnn", "preactresnet-18")   # of redoubt.models, without importing torch's networks
+OBJECTIVES = ("half", "mixed", "pgd", "standard")
+DATASETS = ("cifar10", "cifar100", "digits", "fashion-mnist", "mnist")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunParameters:
+    """What one run of the pipeline is asked to do.
+
+    Attributes:
+        dataset: a named dataset, `folder:PATH` or `npz:PATH`.
+        architecture, objective: names; `standard` trains an undefended model and ignores the threat model.
+        norm, epsilon: the threat model that the run is for, epsilon in the [0, 1] pixel range.
+        also: JSON list of further [norm, epsilon] pairs that the model must cover.
+        epochs: 0 takes the default for objective, architecture and data.
+        steps: PGD steps of the attack in training.
+        lam: weight of the adversarial term of `mixed`.
+        seed: fixes split, initialisation, order and attacks.
+        model_name, tracking_uri: where the model is registered.
+        cause, parent: `manual`, or the campaign that is answered, and the champion it attacked (0 for none).
+        data_dir: where a local copy of the dataset lies; empty for the default places.
+        image_size: resize pictures of a folder to this many pixels a side; 0 leaves them.
+        limit, test_limit: use only so many training and test pictures; 0 uses all. The report states its n.
+        curve_n: test pictures behind each point of the report's curve over epsilon.
+        fpr: the detector's chosen false-positive rate.
+    """
+
+    dataset: str = "digits"
+    architecture: str = "compact-cnn"
+    objective: str = "pgd"
+    norm: str = "Linf"
+    epsilon: float = 0.1
+    also: str = "[]"
+    epochs: int = 0
+    steps: int = 5
+    lam: float = 1.0
+    seed: int = 0
+    model_name: str = "redoubt"
+    tracking_uri: str = ""
+    cause: str = "manual"
+    parent: int = 0
+    data_dir: str = ""
+    image_size: int = 0
+    limit: int = 0
+    test_limit: int = 2000
+    curve_n: int = 1000
+    fpr: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.dataset.startswith(("folder:", "npz:")):
+            one_of(self.dataset, (*DATASETS, "folder:PATH", "npz:PATH"), "dataset")
+        one_of(self.architecture, ARCHITECTURES, "architecture")
+        one_of(self.objective, OBJECTIVES, "objective")
+        one_of(self.norm, NORMS, "norm")
+        object.__setattr__(self, "epsilon", parse_epsilon(self.epsilon, norm=self.norm))
+        load_threats(self.also)
+        for name in ("epochs", "seed", "parent", "image_size", "limit", "test_limit"):
+            if getattr(self, name) < 0:
+                raise InvalidInput(f"{name} must not be negative, not {getattr(self, name)}")
+        for name in ("steps", "curve_n"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.lam > 0:
+            raise InvalidInput(f"lam must be above 0, not {self.lam}")
+        if not 0 < self.fpr <= 0.2:
+            raise InvalidInput(f"fpr must lie in (0, 0.2], not {self.fpr}")
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict) -> RunParameters:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InvalidInput: for a key that is no parameter.
+        """
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise InvalidInput(f"unknown run parameters: {', '.join(sorted(unknown))}")
+        return cls(**values)
+
+
+def retraining(manifest: dict, threat: ThreatModel, *, parent: int, cause: str, **where) -> RunParameters:
+    """The run that answers a campaign: the parent's own parameters, covering its set and the new threat.
+
+    Args:
+        manifest: the parent version's manifest.
+        where: model_name and tracking_uri.
+    """
+    parameters = dict(manifest["parameters"])
+    if parameters["objective"] == "standard":
+        parameters |= {"objective": "pgd", "epochs": 0}
+    parameters.pop("precision", None)
+    return RunParameters.from_json({
+        **parameters, **manifest["data"]["request"], "norm": threat.norm, "epsilon": threat.epsilon,
+        "also": dump_threats(load_threats(json.dumps(manifest["threats"]))), "parent": parent, "cause": cause, **where,
+    })

@@ -1,0 +1,238 @@
+"""The model registry: the only file that knows MLflow.
+
+A version is a bundle folder, logged as the artifacts of a run. Aliases say which one serves: `champion`, the
+`challenger` that a gate refused or has yet to judge, and the `previous_champion` that a rollback returns to.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from redoubt.bundle import Bundle, open_bundle
+from redoubt.errors import InvalidInput, RegistryError
+from redoubt.threat import ThreatModel, dump_threats, load_threats
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
+_PREFIX = "redoubt."
+_ARTIFACTS = "bundle"
+# MLflow by default retries an unreachable server for four minutes; whoever asks here would rather know.
+_ENVIRONMENT = {
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One registered version.
+
+    Attributes:
+        number: as MLflow counts, from 1.
+        aliases: the aliases that point to it now.
+        tags: Redoubt's own tags, without their prefix; decision records and figures are among them.
+    """
+
+    name: str
+    number: int
+    run_id: str
+    source: str
+    created: datetime
+    aliases: tuple[str, ...] = ()
+    tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def threats(self) -> tuple[ThreatModel, ...]:
+        return load_threats(self.tags.get("threats", "[]"))
+
+    @property
+    def decision(self) -> dict | None:
+        """The gate's decision record, None before it judged."""
+        return json.loads(self.tags["decision"]) if "decision" in self.tags else None
+
+
+class Registry:
+    """The versions of one model name in one MLflow.
+
+    Args:
+        tracking_uri: `sqlite:////absolute/path/mlflow.db` or `http(s)://...`.
+        model_name: the registered model's name.
+
+    Every method raises RegistryError when MLflow cannot be reached or refuses.
+    """
+
+    def __init__(self, tracking_uri: str, model_name: str):
+        if not model_name or "/" in model_name or ":" in model_name:
+            raise InvalidInput(f"model name {model_name!r} must not be empty nor hold '/' or ':'")
+        self.tracking_uri, self.model_name = tracking_uri, model_name
+        self._connected = None
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def champion(self) -> Version | None:
+        """The version that the alias `champion` names; None while there is none."""
+        return self.by_alias(CHAMPION)
+
+    def by_alias(self, alias: str) -> Version | None:
+        """The version behind `alias`; None when the model or the alias does not exist."""
+        with self._mlflow("read aliases") as client:
+            model = self._model(client)
+            number = {} if model is None else model.aliases
+            return self._read(client, number[alias]) if alias in number else None
+
+    def version(self, number: int | str) -> Version:
+        """One version by its number.
+
+        Raises:
+            InvalidInput: when it does not exist; the message lists those that do.
+        """
+        if not str(number).isdigit():
+            raise InvalidInput(f"a version is a whole number, not {number!r}")
+        found = {version.number: version for version in self.versions()}
+        if int(number) not in found:
+            have = ", ".join(map(str, sorted(found))) or "none"
+            raise InvalidInput(f"{self.model_name} has no version {number}: there is {have}")
+        return found[int(number)]
+
+    def versions(self) -> list[Version]:
+        """All versions, newest first."""
+        with self._mlflow("list versions") as client:
+            if self._model(client) is None:
+                return []
+            rows = client.search_model_versions(f"name = '{self.model_name}'", max_results=1000)
+            return sorted((self._read(client, row.version) for row in rows), key=lambda v: -v.number)
+
+    def fetch(self, version: Version, folder: Path) -> Bundle:
+        """Copy a version's bundle to `folder`, whole or not at all, and verify it.
+
+        Raises:
+            ArtifactError: when a file is missing or altered; `folder` is then left as it was.
+        """
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as temporary:
+            with self._mlflow(f"download version {version.number}") as client:
+                got = Path(client.download_artifacts(version.run_id, _ARTIFACTS, temporary))
+            open_bundle(got)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(got, folder)
+        return open_bundle(folder)
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def register(
+        self, bundle: Bundle, *, metrics: dict[str, float], parameters: dict, tags: dict[str, str], run_id: str = ""
+    ) -> Version:
+        """Log a bundle to a run and make it the next version, as `challenger`.
+
+        Args:
+            metrics: finite numbers for the run; others are left out.
+            parameters: the run's parameters.
+            tags: searchable facts for run and version, without prefix; `threats` is added here.
+            run_id: an existing run to resume instead of starting one.
+        """
+        tags = {**tags, "threats": dump_threats(bundle.threats)}
+        with self._mlflow("register a version") as client:
+            run_id = run_id or client.create_run(self._experiment(client), run_name=tags.get("cause")).info.run_id
+            client.log_artifacts(run_id, str(bundle.folder), _ARTIFACTS)
+            for key, value in parameters.items():
+                client.log_param(run_id, key, value)
+            for key, value in metrics.items():
+                if value == value and abs(value) != float("inf"):
+                    client.log_metric(run_id, key, value)
+            if self._model(client) is None:
+                client.create_registered_model(self.model_name, description="Served and kept robust by Redoubt")
+            source = f"{client.get_run(run_id).info.artifact_uri}/{_ARTIFACTS}"
+            made = client.create_model_version(
+                self.model_name, source, run_id, tags={_PREFIX + key: str(value) for key, value in tags.items()}
+            )
+            client.set_registered_model_alias(self.model_name, CHALLENGER, made.version)
+            client.set_terminated(run_id)
+            return self._read(client, made.version)
+
+    def tag(self, version: Version, **tags: str) -> None:
+        """Set tags on a version; values become text."""
+        with self._mlflow("set tags") as client:
+            for key, value in tags.items():
+                client.set_model_version_tag(self.model_name, str(version.number), _PREFIX + key, str(value))
+
+    def promote(self, version: Version) -> None:
+        """Make `version` the champion; the champion until now becomes `previous_champion`."""
+        with self._mlflow("set aliases") as client:
+            aliases = self._model(client).aliases
+            old = aliases.get(CHAMPION)
+            if str(old) == str(version.number):
+                return
+            if old is not None:
+                client.set_registered_model_alias(self.model_name, PREVIOUS, old)
+            client.set_registered_model_alias(self.model_name, CHAMPION, str(version.number))
+            if str(aliases.get(CHALLENGER)) == str(version.number):
+                client.delete_registered_model_alias(self.model_name, CHALLENGER)
+
+    def rollback(self) -> Version:
+        """Swap `champion` and `previous_champion`.
+
+        Raises:
+            InvalidInput: when there is no previous champion.
+        """
+        back = self.by_alias(PREVIOUS)
+        if back is None:
+            raise InvalidInput(f"{self.model_name} has no previous_champion to roll back to")
+        self.promote(back)
+        return self.version(back.number)
+
+    # -- MLflow -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _mlflow(self, doing: str):
+        """A client; what MLflow raises becomes a RegistryError that says what was being done."""
+        for key, value in _ENVIRONMENT.items():
+            os.environ.setdefault(key, value)
+        for name in ("alembic", "mlflow.store.db.utils"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._connected = self._connected or MlflowClient(self.tracking_uri, self.tracking_uri)
+            yield self._connected
+        except (MlflowException, OSError) as error:
+            first_line = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise RegistryError(f"the registry at {self.tracking_uri} could not {doing}: {first_line}") from error
+
+    def _model(self, client):
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return client.get_registered_model(self.model_name)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+
+    def _read(self, client, number) -> Version:
+        row = client.get_model_version(self.model_name, str(number))
+        tags = {key[len(_PREFIX):]: value for key, value in row.tags.items() if key.startswith(_PREFIX)}
+        return Version(
+            name=row.name, number=int(row.version), run_id=row.run_id, source=row.source, tags=tags,
+            created=datetime.fromtimestamp(row.creation_timestamp / 1000, UTC), aliases=tuple(sorted(row.aliases)),
+        )
+
+    def _experiment(self, client) -> str:
+        """The experiment named after the model. With SQLite its artifacts lie beside the database file."""
+        found = client.get_experiment_by_name(self.model_name)
+        if found is not None:
+            return found.experiment_id
+        location = None
+        if self.tracking_uri.startswith("sqlite:///"):
+            location = (Path(self.tracking_uri.removeprefix("sqlite:///")).parent / "artifacts").absolute().as_uri()
+        return client.create_experiment(self.model_name, artifact_location=location)
