@@ -1,0 +1,66 @@
+"""`python -m serving`: read the settings, take the port, serve until SIGTERM."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+
+import uvicorn
+
+from redoubt.errors import RedoubtError
+from serving.app import create_app
+from serving.settings import Settings, load_settings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until a signal; returns the exit code, 2 for a setting that is wrong or a port that is taken."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        settings = load_settings(sys.argv[1:] if arguments is None else arguments)
+        return serve(settings)
+    except RedoubtError as error:
+        print(f"serving: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def serve(settings: Settings) -> int:
+    """Serve with these settings until SIGTERM or SIGINT; returns the exit code."""
+    try:
+        listener = _listen(settings.host, settings.port)
+    except OSError as error:
+        print(f"serving: cannot listen on {settings.host} port {settings.port}: {error.strerror}", file=sys.stderr)
+        return 2
+    with listener:
+        config = uvicorn.Config(
+            create_app(settings), log_config=None, access_log=False, timeout_graceful_shutdown=20,
+        )
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        # uvicorn raises the signal again once it has shut down in order; that must not look like a crash.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.signal(signal.SIGINT, lambda *_: None)
+        host, port = listener.getsockname()[:2]
+        print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+    except OSError:
+        listener.close()
+        raise
+    listener.set_inheritable(False)
+    return listener
+
+
+if __name__ == "__main__":
+    sys.exit(main())

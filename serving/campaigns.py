@@ -1,0 +1,208 @@
+"""A campaign's life: opened by an alarm, judged on its flagged inputs, answered once, closed by the all-clear.
+
+Not thread-safe by itself: the watch calls everything here under its lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor
+
+from redoubt.detection import all_clear, decide
+from redoubt.threat import ThreatModel, covered_epsilon, covers
+from serving.engine import LoadedModel
+from serving.ledger import UNFINISHED, Campaign, Ledger
+from serving.settings import Settings
+
+log = logging.getLogger("redoubt.serving")
+RETRY_SECONDS = 5.0   # between two tries at what is owed: a request that was not possible, a ledger that failed
+
+
+class Campaigns:
+    """The running campaign, if there is one. A campaign that a restart interrupted goes on under its old id.
+
+    Args:
+        request_made: called after a retraining request was written to the ledger.
+    """
+
+    def __init__(self, settings: Settings, ledger: Ledger, request_made: Callable[[], None]):
+        self._settings, self._ledger, self._request_made = settings, ledger, request_made
+        self._loaded: LoadedModel | None = None
+        self.current: Campaign | None = ledger.running_campaign(settings.model_name)
+        self._request = ledger.last_request(self.current) if self.current else None
+        self._evidence: deque[tuple[int, Tensor]] = deque(maxlen=settings.campaign_max_inputs)
+        self._window: deque[bool] = deque(maxlen=settings.all_clear_inputs)
+        self._begin_afresh()
+
+    def _begin_afresh(self) -> None:
+        self._evidence.clear()
+        self._window.clear()
+        self._seen = self._unjudged = 0
+        self._last_flagged, self._owed, self._tried_at = time.monotonic(), False, 0.0
+
+    # -- what happens -------------------------------------------------------------------------------------------
+
+    def on_model(self, loaded: LoadedModel) -> None:
+        """Another version answers from now on: evidence begins afresh, and the running campaign may end."""
+        self._loaded = loaded
+        self._begin_afresh()
+        if self.current is None:
+            return
+        self._request = self._ledger.last_request(self.current)
+        if self.current.model_version == loaded.version:
+            return
+        if self._answered_by(loaded):
+            outcome = "covered" if self.current.outcome == "covered" else "answered"
+            self._close(outcome, f"version {loaded.version} covers it")
+        elif self._request is None or self._request.state not in UNFINISHED:
+            self._close(self.current.outcome or "superseded", f"version {loaded.version} took over")
+
+    def see(self, flagged: bool, evidence: Tensor, *, alarm: bool, inputs: int) -> bool:
+        """Take in one distinct input, in arrival order.
+
+        Args:
+            evidence: [K], the detector's evidence for this input.
+            alarm: whether the monitor's statistic stands above its threshold.
+            inputs: distinct inputs since the monitor began.
+
+        Returns:
+            True when this was the all-clear.
+        """
+        self._seen += 1
+        if flagged:
+            self._evidence.append((self._seen, evidence.clone()))
+            self._last_flagged = time.monotonic()
+            self._unjudged += 1
+        if self.current is None:
+            while self._evidence and self._evidence[0][0] <= self._seen - self._settings.lookback:
+                self._evidence.popleft()
+            self._unjudged = len(self._evidence)
+            if not alarm:
+                return False
+            self._open(inputs)
+        elif flagged:
+            self.current = replace(self.current, flagged=self.current.flagged + 1)
+        self._window.append(flagged)
+        if self._unjudged >= self._settings.campaign_min_inputs:
+            self._unjudged = 0
+            self._judge()
+        return self._all_clear()
+
+    def tick(self) -> bool:
+        """What time alone brings about; call it about once a second. True when it brought the all-clear."""
+        if self.current is None or self._loaded is None:
+            return False
+        if time.monotonic() - self._tried_at > RETRY_SECONDS:
+            self._tried_at = time.monotonic()
+            self.refresh()
+            if self._owed:
+                self._judge()
+        return self._all_clear()
+
+    def refresh(self) -> None:
+        """Read how the campaign's request stands, and draw the consequence."""
+        if self.current is None or self._loaded is None:
+            return
+        self._request = request = self._ledger.last_request(self.current)
+        if request is None:
+            return
+        if request.state == "promoted" and request.version == self._loaded.version:
+            self._close("answered", f"version {request.version} covers it")
+        elif request.state in ("refused", "failed") and self.current.outcome != "unanswered":
+            self._update(outcome="unanswered", reason=request.reason)
+
+    # -- how it is judged ---------------------------------------------------------------------------------------
+
+    def _judge(self) -> None:
+        if len(self._evidence) < self._settings.campaign_min_inputs or self._loaded.detector is None:
+            return
+        if self._request is not None and self._request.state != "refused":
+            return   # it has its request: strength and matched epsilon stay those that it was asked for
+        self._owed = True   # until the ledger has taken it
+        strength = self._loaded.detector.campaign(torch.stack([row for _, row in self._evidence]))
+        settings, threats = self._settings, self._loaded.bundle.threats
+        decision = decide(
+            strength, threats, floor=settings.epsilon_floor, ceiling=settings.epsilon_ceiling,
+            ratio=settings.epsilon_ratio, minimum=settings.campaign_min_inputs,
+        )
+        outcome = None
+        if self._request is not None:
+            outcome = "unanswered"
+        elif not decision.retrain:
+            outcome = "covered" if strength.low <= covered_epsilon(threats, strength.norm) else "unanswered"
+        matched = decision.threat.epsilon if decision.threat is not None else None
+        self._update(strength=asdict(strength), matched=matched, outcome=outcome, reason=decision.reason)
+        self._owed = decision.retrain and not self._ask(decision.threat)
+
+    def _ask(self, threat: ThreatModel) -> bool:
+        """Whether the wish is settled: written down, or only a dry run."""
+        settings = self._settings
+        if not settings.retrain:
+            self._update(outcome="dry-run", reason=f"retraining is off; a run for {threat} would be asked for")
+            return True
+        request, reason = self._ledger.ask(
+            self.current, threat, cool_down=settings.cool_down_seconds, daily_budget=settings.daily_budget
+        )
+        if request is None:
+            self._update(reason=reason)
+            return False
+        self._request = request
+        self._update(outcome=None, reason=reason)
+        self._request_made()
+        return True
+
+    # -- how it begins and ends ---------------------------------------------------------------------------------
+
+    def _open(self, inputs: int) -> None:
+        self.current = self._ledger.open_campaign(
+            self._settings.model_name, self._loaded.version, inputs=inputs, flagged=len(self._evidence)
+        )
+        self._request = None
+        self._window.clear()
+        log.warning("campaign %s: alarm after %d inputs", self.current.id, inputs)
+
+    def _all_clear(self) -> bool:
+        if self.current is None:
+            return False
+        full = len(self._window) == self._window.maxlen and self._loaded.detector is not None
+        quiet = full and all_clear(
+            list(self._window), null_rate=self._loaded.detector.null_rate, window=len(self._window)
+        )
+        idle = time.monotonic() - self._last_flagged
+        if not quiet and idle <= self._settings.all_clear_seconds:
+            return False
+        request, outcome = self._request, self.current.outcome or "faded"
+        if request is not None and request.state in UNFINISHED:
+            return False   # its end decides
+        if request is not None and request.state == "promoted":
+            if time.time() - request.finished_at <= self._settings.all_clear_seconds:
+                return False   # the new version is on its way
+            outcome = "unanswered"
+        self._close(outcome, self.current.reason)
+        return True
+
+    def _answered_by(self, loaded: LoadedModel) -> bool:
+        request, strength = self._request, self.current.strength
+        if request is not None:
+            promoted = request.state == "promoted" and request.version == loaded.version
+            return promoted or covers(loaded.bundle.threats, ThreatModel(request.norm, request.epsilon))
+        if strength is None:
+            return False
+        return 0 < (self.current.matched or strength["estimate"]) <= covered_epsilon(
+            loaded.bundle.threats, strength["norm"]
+        )
+
+    def _close(self, outcome: str, reason: str | None) -> None:
+        self._update(state="closed", closed_at=time.time(), outcome=outcome, reason=reason)
+        log.warning("campaign %s: closed, %s (%s)", self.current.id, outcome, reason)
+        self.current, self._request = None, None
+        self._begin_afresh()
+
+    def _update(self, **changes) -> None:
+        self.current = self._ledger.update_campaign(self.current, flagged=self.current.flagged, **changes)

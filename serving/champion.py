@@ -1,0 +1,144 @@
+"""Follows the champion alias: fetches the version that it names, loads it beside the old one, then swaps."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from redoubt.bundle import Bundle, open_bundle
+from redoubt.errors import ArtifactError, RedoubtError
+from redoubt.registry import Version
+from serving.engine import Engine, LoadedModel, load
+from serving.problems import Problems
+
+log = logging.getLogger("redoubt.serving")
+_REMEMBERED = "champion.json"
+_SWAPS_KEPT = 100
+_LONGEST_WAIT = 60.0   # seconds between two tries at a version that was refused
+
+
+class Champions(Protocol):
+    """What is needed of the registry."""
+
+    def champion(self) -> Version | None: ...
+
+    def fetch(self, version: Version, folder: Path) -> Bundle: ...
+
+
+class ChampionFollower:
+    """A thread that keeps the engine on the champion. Whatever goes wrong, the model that answers goes on answering.
+
+    Args:
+        folder: where fetched versions lie, one folder each.
+        on_model: called with each model right after the swap to it.
+    """
+
+    def __init__(
+        self, registry: Champions, engine: Engine, problems: Problems, *, folder: Path, poll_seconds: float,
+        on_model: Callable[[LoadedModel], None],
+    ):
+        self._registry, self._engine, self._problems = registry, engine, problems
+        self._folder, self._poll_seconds, self._on_model = folder, poll_seconds, on_model
+        self._refused: tuple[str, float, float] | None = None   # version, when to try again, the wait after that
+        self.swaps: deque[dict] = deque(maxlen=_SWAPS_KEPT)
+        self._stop, self._wake = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="champion", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look at the alias now: it is likely to have moved."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)   # it may hang in a registry that does not answer; it is a daemon
+
+    def _loop(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.look()
+            except Exception as error:
+                log.exception("following the champion failed")
+                self._problems.note("champion", f"{type(error).__name__}: {error}")
+            self._wake.wait(self._poll_seconds)
+            self._wake.clear()
+
+    def look(self) -> None:
+        """One look at the alias, and the swap if it names another version. For one thread at a time."""
+        began = time.monotonic()
+        try:
+            champion = self._registry.champion()
+        except RedoubtError as error:
+            self._problems.note("registry", str(error))
+            if self._engine.current is None:
+                self._load_remembered(began)
+            return
+        self._problems.clear("registry")
+        if champion is None:
+            self._problems.note("champion", "the registry has no champion yet: train one and promote it")
+            return
+        version, current = str(champion.number), self._engine.current
+        if current is not None and current.version == version:
+            self._refused = None
+            self._problems.clear("champion")
+        elif self._refused is None or self._refused[0] != version or time.monotonic() >= self._refused[1]:
+            self._take_over(champion, version, began)
+
+    def _take_over(self, champion: Version, version: str, began: float) -> None:
+        try:
+            previous = self._engine.previous
+            if previous is not None and previous.version == version:
+                loaded = previous   # a rollback: it is still warm
+            else:
+                loaded = load(self._bundle(champion, version), version)
+        except (RedoubtError, OSError) as error:
+            last_wait = self._refused[2] if self._refused and self._refused[0] == version else self._poll_seconds / 2
+            wait = min(2 * last_wait, _LONGEST_WAIT)
+            self._refused = (version, time.monotonic() + wait, wait)
+            self._problems.note("champion", f"version {version} is refused: {error}")
+            return
+        self._swap(loaded, began)
+
+    def _bundle(self, champion: Version, version: str) -> Bundle:
+        folder = self._folder / version
+        try:
+            return open_bundle(folder)
+        except ArtifactError:
+            return self._registry.fetch(champion, folder)
+
+    def _load_remembered(self, began: float) -> None:
+        """Without a registry, start with the champion that served last."""
+        try:
+            version = json.loads((self._folder / _REMEMBERED).read_text())["version"]
+            loaded = load(open_bundle(self._folder / version), version)
+        except (OSError, ValueError, KeyError, TypeError, RedoubtError):
+            return
+        self._swap(loaded, began)
+
+    def _swap(self, loaded: LoadedModel, began: float) -> None:
+        self._engine.swap(loaded)
+        self._on_model(loaded)
+        seconds = time.monotonic() - began
+        self.swaps.append({"version": loaded.version, "at": time.time(), "seconds": seconds})
+        self._refused = None
+        self._problems.clear("champion")
+        if loaded.detector is None:
+            self._problems.note("detector", f"version {loaded.version} has none: attacks go unseen")
+        else:
+            self._problems.clear("detector")
+        log.info("version %s serves, after %.2f s", loaded.version, seconds)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / _REMEMBERED).write_text(json.dumps({"version": loaded.version}))
+        except OSError as error:
+            log.warning("the champion could not be remembered: %s", error)

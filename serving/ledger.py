@@ -1,0 +1,253 @@
+"""What must survive a restart: campaigns and retraining requests, in one SQLite file.
+
+A request is written here before anything is started for it, and the table itself refuses a campaign's second one.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from redoubt.threat import ThreatModel
+
+DAY = 24 * 3600.0
+UNFINISHED = ("pending", "running")
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS campaigns (
+  id TEXT PRIMARY KEY, model_name TEXT NOT NULL, model_version TEXT NOT NULL, state TEXT NOT NULL,
+  opened_at REAL NOT NULL, closed_at REAL, inputs_at_alarm INTEGER NOT NULL, flagged INTEGER NOT NULL,
+  strength TEXT, matched REAL, outcome TEXT, reason TEXT);
+CREATE TABLE IF NOT EXISTS requests (
+  id TEXT PRIMARY KEY, campaign TEXT NOT NULL REFERENCES campaigns (id), round INTEGER NOT NULL,
+  model_name TEXT NOT NULL, parent_version TEXT NOT NULL, norm TEXT NOT NULL, epsilon REAL NOT NULL,
+  state TEXT NOT NULL, attempts INTEGER NOT NULL, reason TEXT, version TEXT,
+  created_at REAL NOT NULL, finished_at REAL, next_attempt_at REAL,
+  UNIQUE (campaign, round));
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Campaign:
+    """One continuous attack.
+
+    Attributes:
+        state: `open` or `closed`.
+        opened_at, closed_at: unix seconds.
+        model_version: the version that was attacked.
+        inputs_at_alarm: distinct inputs that the monitor had seen when it raised the alarm.
+        flagged: distinct flagged inputs that belong to it so far.
+        strength: {norm, estimate, low, high, n} as last estimated; None before there was enough evidence.
+        matched: epsilon that a retraining run was or would be asked for; None while none is needed.
+        outcome: finding so far, final once closed; None while undecided. `answered`: a new champion covers it.
+            `covered`: the champion already did. `unanswered`: the gate refused, or the run failed, or the ceiling
+            forbids. `faded`: it ended before there was enough to judge. `superseded`: another version took over that
+            does not cover it. `dry-run`: retraining is off.
+        reason: the last decision in words.
+    """
+
+    id: str
+    model_name: str
+    model_version: str
+    state: str
+    opened_at: float
+    closed_at: float | None
+    inputs_at_alarm: int
+    flagged: int
+    strength: dict | None
+    matched: float | None
+    outcome: str | None
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainRequest:
+    """One wish for a stronger model.
+
+    Attributes:
+        round: 0, or how many of the campaign's requests the gate refused before this one.
+        state: `pending`, `running`, `promoted`, `refused` or `failed`.
+        attempts: runs that were started and failed.
+        next_attempt_at: unix seconds before which a pending request waits.
+    """
+
+    id: str
+    campaign: str
+    round: int
+    model_name: str
+    parent_version: str
+    norm: str
+    epsilon: float
+    state: str
+    attempts: int
+    reason: str | None
+    version: str | None
+    created_at: float
+    finished_at: float | None
+    next_attempt_at: float | None
+
+
+class Ledger:
+    """The ledger file of one home folder. Safe to use from every thread; other processes may share the file."""
+
+    def __init__(self, file: Path):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.RLock()
+        self._sql = sqlite3.connect(file, timeout=10, isolation_level=None, check_same_thread=False)
+        self._sql.row_factory = sqlite3.Row
+        self._sql.execute("PRAGMA journal_mode = WAL")
+        self._sql.execute("PRAGMA foreign_keys = ON")
+        self._sql.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        with self._lock:
+            self._sql.close()
+
+    # -- campaigns ----------------------------------------------------------------------------------------------
+
+    def open_campaign(self, model_name: str, version: str, *, inputs: int, flagged: int) -> Campaign:
+        """Write down a new campaign."""
+        campaign = Campaign(
+            id=_new_id("c"), model_name=model_name, model_version=version, state="open", opened_at=time.time(),
+            closed_at=None, inputs_at_alarm=inputs, flagged=flagged, strength=None, matched=None, outcome=None,
+            reason=None,
+        )
+        with self._transaction() as sql:
+            self._insert(sql, "campaigns", campaign)
+        return campaign
+
+    def running_campaign(self, model_name: str) -> Campaign | None:
+        """The newest campaign that is not closed; None if all are."""
+        newest = "model_name = ? AND state = 'open' ORDER BY opened_at DESC LIMIT 1"
+        found = self._select("campaigns", newest, model_name)
+        return _campaign(found[0]) if found else None
+
+    def update_campaign(self, campaign: Campaign, **changes) -> Campaign:
+        """Write changed fields of a campaign; returns it as it now stands."""
+        self._update("campaigns", campaign.id, changes)
+        return _campaign(self._select("campaigns", "id = ?", campaign.id)[0])
+
+    def campaigns(self, limit: int = 50) -> list[Campaign]:
+        """Newest first."""
+        return [_campaign(row) for row in self._select("campaigns", "1 ORDER BY opened_at DESC LIMIT ?", limit)]
+
+    # -- requests -----------------------------------------------------------------------------------------------
+
+    def ask(
+        self, campaign: Campaign, threat: ThreatModel, *, cool_down: float, daily_budget: int
+    ) -> tuple[RetrainRequest | None, str]:
+        """Write down a retraining request, unless a bound forbids it now.
+
+        A campaign gets one request, and another only after a refusal and for a larger epsilon. No two requests of a
+        model are unfinished at a time; `cool_down` seconds lie between them, at most `daily_budget` fall in 24 hours.
+
+        Returns:
+            The request, or None with the reason.
+        """
+        now = time.time()
+        with self._transaction() as sql:
+            earlier = [
+                RetrainRequest(**row) for row in sql.execute(
+                    "SELECT * FROM requests WHERE model_name = ? ORDER BY created_at", (campaign.model_name,)
+                )
+            ]
+            reason = _forbidden(earlier, campaign, threat, cool_down, daily_budget, now)
+            if reason:
+                return None, reason
+            request = RetrainRequest(
+                id=_new_id("r"), campaign=campaign.id, round=sum(past.campaign == campaign.id for past in earlier),
+                model_name=campaign.model_name, parent_version=campaign.model_version, norm=threat.norm,
+                epsilon=threat.epsilon, state="pending", attempts=0, reason=None, version=None, created_at=now,
+                finished_at=None, next_attempt_at=now,
+            )
+            self._insert(sql, "requests", request)
+        return request, f"asked for {threat}"
+
+    def due(self, model_name: str) -> RetrainRequest | None:
+        """The oldest unfinished request whose time has come; one that was running when a server ended is among them."""
+        found = self._select(
+            "requests", "model_name = ? AND state IN ('pending', 'running') AND next_attempt_at <= ? "
+            "ORDER BY created_at LIMIT 1", model_name, time.time(),
+        )
+        return RetrainRequest(**found[0]) if found else None
+
+    def update_request(self, request: RetrainRequest, **changes) -> RetrainRequest:
+        """Write changed fields of a request; returns it as it now stands."""
+        self._update("requests", request.id, changes)
+        return RetrainRequest(**self._select("requests", "id = ?", request.id)[0])
+
+    def last_request(self, campaign: Campaign) -> RetrainRequest | None:
+        """The campaign's newest request, if it has one."""
+        found = self._select("requests", "campaign = ? ORDER BY round DESC LIMIT 1", campaign.id)
+        return RetrainRequest(**found[0]) if found else None
+
+    def requests(self, limit: int = 50) -> list[RetrainRequest]:
+        """Newest first."""
+        rows = self._select("requests", "1 ORDER BY created_at DESC LIMIT ?", limit)
+        return [RetrainRequest(**row) for row in rows]
+
+    # -- SQL ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._sql.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._sql
+            except BaseException:
+                self._sql.execute("ROLLBACK")
+                raise
+            self._sql.execute("COMMIT")
+
+    def _select(self, table: str, where: str, *values) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._sql.execute(f"SELECT * FROM {table} WHERE {where}", values).fetchall()
+
+    def _insert(self, sql: sqlite3.Connection, table: str, row) -> None:
+        values = {name: _plain(value) for name, value in asdict(row).items()}
+        places = ", ".join(f":{name}" for name in values)
+        sql.execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({places})", values)
+
+    def _update(self, table: str, row_id: str, changes: dict) -> None:
+        if not changes:
+            return
+        pairs = ", ".join(f"{name} = :{name}" for name in changes)
+        values = {name: _plain(value) for name, value in changes.items()} | {"id": row_id}
+        with self._transaction() as sql:
+            sql.execute(f"UPDATE {table} SET {pairs} WHERE id = :id", values)
+
+
+def _forbidden(earlier: list[RetrainRequest], campaign: Campaign, threat: ThreatModel, cool_down, budget, now) -> str:
+    """Why no request may be written now; empty if one may."""
+    own = [past for past in earlier if past.campaign == campaign.id]
+    if any(past.state != "refused" for past in own):
+        return "this campaign already has its retraining request"
+    if any(past.norm == threat.norm and past.epsilon >= threat.epsilon for past in own):
+        return f"the gate refused {threat} for this campaign, and its strength has not risen since"
+    if any(past.state in UNFINISHED for past in earlier):
+        return "another retraining run is not finished yet"
+    wait = max((past.finished_at for past in earlier), default=-cool_down) + cool_down - now
+    if wait > 0:
+        return f"cooling down for another {wait:.0f} s after the last retraining run"
+    if sum(past.created_at > now - DAY for past in earlier) >= budget:
+        return f"the daily budget of {budget} retraining runs is spent"
+    return ""
+
+
+def _campaign(row: sqlite3.Row) -> Campaign:
+    values = {field.name: row[field.name] for field in fields(Campaign)}
+    return Campaign(**values | {"strength": json.loads(values["strength"]) if values["strength"] else None})
+
+
+def _plain(value):
+    return json.dumps(value) if isinstance(value, dict) else value
+
+
+def _new_id(kind: str) -> str:
+    return f"{kind}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"

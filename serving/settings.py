@@ -1,0 +1,117 @@
+"""Every setting of the server, documented where it is declared. Environment variables carry the prefix REDOUBT_."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from redoubt.detection import CEILING, FLOOR, MINIMUM, RATIO
+from redoubt.errors import InvalidInput
+from redoubt.threat import ThreatModel
+
+
+class Settings(BaseSettings):
+    """What an operator may choose. Each field is also an option of `python -m serving`, such as --poll-seconds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="REDOUBT_", env_ignore_empty=True, extra="ignore", frozen=True, protected_namespaces=(),
+        allow_inf_nan=False,
+        cli_kebab_case=True, cli_prog_name="python -m serving", cli_implicit_flags=True, cli_hide_none_type=True,
+    )
+
+    # -- what is served, and where from
+    model_name: str = Field("redoubt", min_length=1, description="Registered model to serve, and its name in URLs")
+    home: Path = Field(
+        Path(".redoubt"), description="Folder for the ledger, fetched versions and retraining runs; made when missing"
+    )
+    tracking_uri: str = Field("", description="MLflow's address; empty means sqlite in HOME/mlflow.db")
+    poll_seconds: float = Field(5.0, gt=0, le=3600, description="Seconds between two looks at the champion alias")
+
+    # -- HTTP
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one and prints it")
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Largest request body in bytes; more gets 413")
+    max_batch: int = Field(512, ge=1, description="Most inputs in one request")
+    max_image_side: int = Field(
+        4096, ge=8, description="Largest width or height in pixels of an uploaded picture, read before decoding"
+    )
+
+    # -- computing
+    threads: int = Field(1, ge=1, le=256, description="torch threads within one operation")
+    workers: int = Field(
+        1, ge=1, le=64, description="Requests computed at a time; with one, the monitor sees strict arrival order"
+    )
+
+    # -- alarm and campaigns
+    alarm_run_length: float = Field(
+        1e8, gt=1, description="Mean number of distinct clean inputs between two false alarms of the monitor"
+    )
+    dedupe_window: int = Field(
+        65536, ge=1, description="Distinct inputs remembered; a repeat among them does not count again"
+    )
+    lookback: int = Field(
+        256, ge=0, description="Distinct inputs before an alarm whose flagged ones count as the campaign's evidence"
+    )
+    campaign_min_inputs: int = Field(
+        MINIMUM, ge=1, description="Flagged inputs before a campaign is judged, and again after as many more"
+    )
+    campaign_max_inputs: int = Field(512, ge=1, description="Most recent flagged inputs that a judgement looks at")
+    all_clear_inputs: int = Field(
+        200, ge=8, description="Distinct inputs with no more flagged ones than clean traffic has, that end a campaign"
+    )
+    all_clear_seconds: float = Field(900.0, gt=0, description="Seconds without a flagged input that end a campaign")
+
+    # -- matching
+    epsilon_floor: float = Field(FLOOR, gt=0, description="Smallest epsilon that a retraining run may be asked for")
+    epsilon_ceiling: float = Field(CEILING, gt=0, description="Largest epsilon that a retraining run may be asked for")
+    epsilon_ratio: float = Field(RATIO, gt=1, le=1.1, description="Ratio between neighbours on the grid of epsilons")
+
+    # -- retraining
+    retrain: bool = Field(True, description="False is a dry run: campaigns are judged, no run is started")
+    retrain_command: list[str] = Field(
+        default_factory=lambda: [sys.executable, "-m", "pipelines.retrain"], min_length=1,
+        description="Command (a JSON list) that takes a request's folder as its last argument",
+    )
+    cool_down_seconds: float = Field(600.0, ge=0, description="Seconds after one retraining run before the next")
+    daily_budget: int = Field(6, ge=0, description="Most retraining requests within 24 hours")
+    retrain_attempts: int = Field(3, ge=1, description="Attempts at one request before it is given up as failed")
+    backoff_seconds: float = Field(30.0, ge=0, description="Wait after the first failed attempt; doubles each time")
+    retrain_timeout_seconds: float = Field(6 * 3600.0, gt=0, description="Longest that one attempt may run")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        ThreatModel("Linf", self.epsilon_ceiling)
+        if self.epsilon_floor > self.epsilon_ceiling:
+            raise ValueError(f"epsilon_floor {self.epsilon_floor} is above epsilon_ceiling {self.epsilon_ceiling}")
+        if self.campaign_min_inputs > self.campaign_max_inputs:
+            raise ValueError("campaign_min_inputs is above campaign_max_inputs")
+        if "/" in self.model_name or ":" in self.model_name:
+            raise ValueError(f"model_name {self.model_name!r} must not hold '/' or ':'")
+        object.__setattr__(self, "home", self.home.expanduser().absolute())
+        if not self.tracking_uri:
+            object.__setattr__(self, "tracking_uri", f"sqlite:///{self.home / 'mlflow.db'}")
+        return self
+
+
+def load_settings(arguments: list[str] | None = None, **values) -> Settings:
+    """Settings from the environment, overridden by command-line `arguments`, overridden by `values`.
+
+    Raises:
+        InvalidInput: naming each setting that is wrong and what it should be.
+        SystemExit: after --help, or with 2 for an unknown option.
+    """
+    try:
+        return Settings(_cli_parse_args=arguments if arguments is not None else False, **values)
+    except ValidationError as error:
+        raise InvalidInput("; ".join(_explain(fault) for fault in error.errors())) from None
+    except ValueError as error:   # pydantic-settings' own, for a list that is not JSON
+        raise InvalidInput(f'{error}: write a JSON list such as ["python", "-m", "pipelines.retrain"]') from None
+
+
+def _explain(fault) -> str:
+    name = "_".join(str(part) for part in fault["loc"] if isinstance(part, str))
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"REDOUBT_{name.upper()}={fault['input']!r}: {message}" if name else message
