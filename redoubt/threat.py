@@ -75,6 +75,9 @@ class ThreatModel:
         """The unit step that increases a linear loss most: [N, ...] -> [N, ...]."""
         if self.norm == "Linf":
             return gradient.sign()
+        # A sure model's gradients are so small that their squares are 0: scale by the largest entry first.
+        largest = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+        gradient = gradient / _rows(largest, gradient)
         return gradient / _rows(gradient.flatten(1).norm(dim=1).clamp_min(1e-12), gradient)
 
     def sample(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -122,7 +125,10 @@ def load_threats(text: str) -> tuple[ThreatModel, ...]:
         InvalidInput: when the text is not a JSON list of [norm, epsilon] pairs.
     """
     try:
-        pairs = [(norm, epsilon) for norm, epsilon in json.loads(text)]
+        entries = json.loads(text)
+        if not isinstance(entries, list):
+            raise ValueError("no list")
+        pairs = [(norm, epsilon) for norm, epsilon in entries]
     except (TypeError, ValueError):
         raise InvalidInput(f'threats must be JSON such as [["Linf", 0.1]], not {text!r}') from None
     return cover(ThreatModel(norm, epsilon) for norm, epsilon in pairs)

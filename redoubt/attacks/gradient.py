@@ -85,7 +85,7 @@ def _climb(model, x, y, threat, x_adv, steps, alpha, momentum) -> Tensor:
     for _ in range(steps):
         gradient = input_gradient(model, x_adv, y)
         if momentum:
-            mean = gradient.abs().flatten(1).mean(1).clamp_min(1e-12)
+            mean = gradient.abs().flatten(1).mean(1).clamp_min(torch.finfo(gradient.dtype).tiny)
             direction = momentum * direction + gradient / mean.view(-1, *[1] * (x.dim() - 1))
             gradient = direction
         x_adv = _inside(x, x_adv + alpha * threat.steepest(gradient), threat)

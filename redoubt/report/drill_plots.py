@@ -142,7 +142,7 @@ def strength(axes, result: Mapping) -> None:
     axes.locator_params(axis="x", nbins=5)
     axes.set_yticks((2, 1, 0), [row[0] for row in rows])
     axes.tick_params(axis="y", length=0, labelcolor=INK)
-    axes.set(ylim=(-0.6, 2.6), xlabel="epsilon (shaded: up to 25 % above the true one)")
+    axes.set(ylim=(-0.6, 2.6), xlabel="epsilon (shaded: true to 25 % above)")
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
 
