@@ -1,0 +1,12 @@
+"""Noticing attacks without labels, and measuring them: detector, monitor, matching."""
+
+from redoubt.detection.detector import Detector
+from redoubt.detection.fit import FitConfig, fit
+from redoubt.detection.matching import Decision, decide, match
+from redoubt.detection.monitor import Monitor, RecentInputs, all_clear
+from redoubt.detection.verdicts import Strength, Verdicts
+
+__all__ = [
+    "Decision", "Detector", "FitConfig", "Monitor", "RecentInputs", "Strength", "Verdicts", "all_clear", "decide",
+    "fit", "match",
+]

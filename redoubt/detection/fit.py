@@ -1,0 +1,208 @@
+"""Fitting a detector for one model version, from trusted pictures and attacks rehearsed on the spot."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from redoubt.detection.detector import Detector, Settings
+from redoubt.detection.features import features
+from redoubt.detection.networks import Scorer
+from redoubt.detection.rehearsal import BENIGN, KINDS, benign, fit_surrogate, rehearse
+from redoubt.detection.strength import Rehearsed, calibrate, fit_strength
+from redoubt.errors import InvalidInput
+
+CONFIDENCE = 0.99   # of `null_rate`
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """How much is rehearsed and learned.
+
+    Attributes:
+        blocks: Linf attack blocks; L2 adds a third as many.
+        block_size: pictures in each.
+        linf: range of epsilon in Linf.
+        l2: range of epsilon in L2, as a multiple of the square root of the number of pixel values.
+        score_epochs: passes of the scorer over all rehearsed inputs.
+        strength_steps: optimiser steps of the strength network.
+    """
+
+    blocks: int = 720
+    block_size: int = 32
+    linf: tuple[float, float] = (0.01, 0.45)
+    l2: tuple[float, float] = (0.01, 0.15)
+    score_epochs: int = 5
+    strength_steps: int = 1500
+
+    def __post_init__(self) -> None:
+        least = {"blocks": 8 * len(KINDS), "block_size": 8, "score_epochs": 1, "strength_steps": 1}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise InvalidInput(f"{name} must be at least {value}, not {getattr(self, name)}")
+
+
+def fit(
+    model: nn.Module,
+    fit_data: tuple[Tensor, Tensor],
+    calibration: tuple[Tensor, Tensor],
+    *,
+    levels: int,
+    fpr: float = 0.01,
+    seed: int = 0,
+    progress: Callable[[dict], None] | None = None,
+    config: FitConfig | None = None,
+) -> Detector:
+    """Fit the detector of `model`.
+
+    Args:
+        model: the classifier to guard; it is copied, so neither its mode nor its layout changes.
+        fit_data: pictures float [N, C, S, S] in [0, 1] and labels [N], to rehearse on.
+        calibration: the same, disjoint from `fit_data`; sets the threshold and enters nothing else.
+        levels: largest stored pixel value of the data, 255 for 8-bit pictures.
+        fpr: share of clean inputs that may be flagged. With fewer than 1 / fpr calibration pictures the least share
+            that they can vouch for is used; `null_rate` tells.
+        seed: fixes every random choice.
+        progress: called with {"step", "seconds"} after each stage.
+
+    Raises:
+        InvalidInput: for fewer than 16 pictures in either split, or an fpr outside (0, 0.5).
+    """
+    if not 0 < fpr < 0.5:
+        raise InvalidInput(f"fpr must lie between 0 and 0.5, not {fpr}")
+    if min(len(fit_data[0]), len(calibration[0])) < 16:
+        raise InvalidInput("a detector needs at least 16 pictures to fit on and 16 to calibrate with")
+    config, report = config or FitConfig(), _Stages(progress)
+    device = next(model.parameters()).device
+    x, y = (part.to(device) for part in fit_data)
+    twin = copy.deepcopy(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    surrogate = fit_surrogate(twin, x, seed=seed)
+    report("surrogate")
+    attacks = _rehearse(twin, surrogate, x, y, levels, seed, config)
+    report("rehearsal")
+    harmless, weights = _harmless(x, levels, seed)
+    scorer = _fit_scorer(attacks, harmless, weights, seed, config)
+    clean = torch.cat([scorer(features(part.to(device))) for part in calibration[0].split(512)])
+    threshold, null_rate = conformal_threshold(clean.detach(), fpr)
+    report("scorer")
+    with torch.no_grad():
+        suspects = harmless[scorer(harmless).argsort(descending=True)[: max(16, len(harmless) // 50)]]
+    net = fit_strength(attacks, suspects, scorer, threshold, levels=levels, seed=seed, steps=config.strength_steps)
+    quantiles, norm_threshold = calibrate(net, attacks, suspects, scorer, threshold, levels=levels, seed=seed)
+    report("strength")
+    pixels = math.sqrt(x[0].numel())
+    settings = Settings(
+        channels=x.shape[1], levels=levels, fpr=fpr, threshold=threshold, null_rate=null_rate,
+        calibrated_on=len(calibration[0]), norm_threshold=norm_threshold, quantiles=quantiles,
+        lowest=[config.linf[0], config.l2[0] * pixels], highest=[config.linf[1], config.l2[1] * pixels],
+        fitted={"seed": seed, "pictures": len(x), "blocks": len(attacks.log_epsilon), "seconds": report.seconds},
+    )
+    return Detector(scorer, net, settings)
+
+
+class _Stages:
+    """Times the stages and passes them on."""
+
+    def __init__(self, progress):
+        self.progress, self.seconds, self.last = progress, {}, time.perf_counter()
+
+    def __call__(self, step: str) -> None:
+        now = time.perf_counter()
+        self.seconds[step], self.last = round(now - self.last, 2), now
+        if self.progress:
+            self.progress({"step": step, "seconds": self.seconds[step]})
+
+
+def _rehearse(model, surrogate, x, y, levels, seed, config: FitConfig) -> Rehearsed:
+    """Features of all attack blocks of both norms."""
+    pixels = math.sqrt(x[0].numel())
+    plans = (("Linf", config.blocks, config.linf), ("L2", config.blocks // 3, tuple(e * pixels for e in config.l2)))
+    seen, real, logs, norms, kinds = [], [], [], [], []
+    for index, (norm, blocks, epsilon) in enumerate(plans):
+        for block in rehearse(model, surrogate, x, y, blocks=blocks, size=config.block_size, levels=levels, norm=norm,
+                              epsilon=epsilon, seed=seed + index):
+            seen.append(features(block.x))
+            # A saturated softmax has no gradient: such an input stays as it was and is no attack.
+            real.append(block.threat.size(block.x - block.clean) > 0.4 * block.threat.epsilon)
+            logs.append(math.log(block.threat.epsilon))
+            norms.append(index)
+            kinds.append(KINDS.index(block.kind))
+    return Rehearsed(
+        features=torch.stack(seen), real=torch.stack(real), log_epsilon=torch.tensor(logs, device=x.device),
+        norm=torch.tensor(norms, device=x.device), kind=torch.tensor(kinds, device=x.device),
+    )
+
+
+def _harmless(x: Tensor, levels: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Features of clean and harmlessly changed pictures, and the weight of each in the scorer's loss.
+
+    A few clean pictures cannot teach what clean means: small splits are changed several times over.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    seen, weights = [], []
+    for _ in range(max(1, min(8, 2000 // len(x)))):
+        for kind in BENIGN:
+            seen.append(features(benign(kind, x, levels=levels, generator=generator)))
+            weights.append(torch.full((len(x),), 4.0 if kind == "clean" else 0.6, device=x.device))
+    return torch.cat(seen), torch.cat(weights)
+
+
+def _fit_scorer(attacks: Rehearsed, harmless: Tensor, weights: Tensor, seed: int, config: FitConfig) -> Scorer:
+    positive = attacks.features[attacks.real]
+    data = torch.cat([positive, harmless])
+    label = torch.cat([torch.ones(len(positive)), torch.zeros(len(harmless))]).to(data.device)
+    # Both sides weigh the same in all, however many attacks were rehearsed.
+    weight = torch.cat([torch.full_like(positive[:, 0], weights.sum().item() / len(positive)), weights])
+    weight = weight / weight.mean()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        scorer = Scorer(data.shape[1]).to(data.device)
+    scorer.mean.copy_(data.mean(0))
+    scorer.scale.copy_(data.std(0) + 0.02)
+    rate, steps = 4e-3, config.score_epochs * max(1, len(data) // 256)
+    optimizer = torch.optim.AdamW(scorer.parameters(), lr=rate, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        rows = torch.randint(len(data), (256,), generator=generator).to(data.device)
+        loss = F.binary_cross_entropy_with_logits(scorer(data[rows]), label[rows], weight=weight[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return scorer.eval().requires_grad_(False)
+
+
+def conformal_threshold(scores: Tensor, fpr: float) -> tuple[float, float]:
+    """The threshold for a false-positive rate, and an upper bound of the rate that it truly has.
+
+    With k of n + 1 exchangeable scores allowed above it, the threshold is the k-th largest of the n given: a fresh one
+    exceeds it with probability k / (n + 1) at most (split conformal: Vovk et al. 2005). Given these n, that rate is
+    distributed as Beta(k, n + 1 - k); the second value is its 99 % quantile.
+
+    Args:
+        scores: of clean pictures that fitting never saw, [n].
+        fpr: the rate asked for; k is at least 1.
+    """
+    n = len(scores)
+    k = max(1, math.floor((n + 1) * fpr))
+    threshold = scores.sort(descending=True).values[k - 1].item()
+    low, high = 0.0, 1.0
+    for _ in range(60):   # the rate p at which fewer than k of n exceed with probability 1 - CONFIDENCE
+        p = (low + high) / 2
+        fewer = sum(math.exp(_log_binomial(n, i, p)) for i in range(k))
+        low, high = (p, high) if fewer > 1 - CONFIDENCE else (low, p)
+    return threshold, high
+
+
+def _log_binomial(n: int, i: int, p: float) -> float:
+    choose = math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
+    return choose + i * math.log(p) + (n - i) * math.log1p(-p)

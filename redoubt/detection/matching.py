@@ -1,0 +1,117 @@
+"""From the measured strength of an attack to the epsilon to train for, and whether to train at all. Pure functions.
+
+The published ancestor trains at a strength that "matches or slightly exceeds" the attack. Here that is arithmetic: the
+one-sided 99 % upper bound of epsilon, rounded up on a geometric grid. The lower bound alone decides whether to act.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from redoubt.detection.verdicts import Strength
+from redoubt.errors import InvalidInput, one_of
+from redoubt.threat import NORMS, ThreatModel, covered_epsilon
+
+FLOOR, CEILING, RATIO = 0.01, 0.3, 1.05
+MINIMUM = 64   # flagged inputs before a strength is trusted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What to do about a campaign.
+
+    Attributes:
+        retrain: whether a retraining run is due.
+        threat: the matched threat model; None while there is too little evidence to name one.
+        reason: why, in words for people.
+        capped: the attack is stronger than the ceiling allows to train for: people should look.
+    """
+
+    retrain: bool
+    threat: ThreatModel | None
+    reason: str
+    capped: bool = False
+
+
+def match(strength: Strength, *, floor: float = FLOOR, ceiling: float = CEILING, ratio: float = RATIO) -> float:
+    """The epsilon to train for.
+
+    Args:
+        strength: its `high` is the one-sided 99 % upper bound.
+        floor: the grid's first point, floor * ratio^k for k = 0, 1, ...
+        ceiling: never more than this.
+        ratio: the grid's step, above 1 and at most 1.1.
+
+    Returns:
+        The smallest grid point that is not below `strength.high`, or `ceiling` if that is smaller.
+
+    Raises:
+        InvalidInput: for bounds out of order or a strength that is not made of finite positive numbers.
+    """
+    _check_grid(strength.norm, floor, ceiling, ratio)
+    _check_strength(strength)
+    # A hair of tolerance: a bound that lies on the grid must not be pushed to the next point by rounding.
+    step = max(0, math.ceil(math.log(strength.high / floor) / math.log(ratio) - 1e-9))
+    return min(floor * ratio**step, ceiling)
+
+
+def decide(
+    strength: Strength | None,
+    covered: Iterable[ThreatModel],
+    *,
+    floor: float = FLOOR,
+    ceiling: float = CEILING,
+    ratio: float = RATIO,
+    minimum: int = MINIMUM,
+) -> Decision:
+    """Whether a campaign calls for a retraining run.
+
+    Args:
+        strength: pooled over the campaign's flagged inputs; None when nothing was flagged yet.
+        covered: the threat models that the champion was trained against.
+        floor, ceiling, ratio: as in `match`.
+        minimum: how many flagged inputs must stand behind the strength.
+
+    Returns:
+        `retrain` only when there are enough inputs and `strength.low` exceeds what the champion covers in that norm, so
+        that noise in the estimate never climbs the grid.
+
+    Raises:
+        InvalidInput: as `match` does, and for a minimum below 1.
+    """
+    if minimum < 1:
+        raise InvalidInput(f"minimum must be at least 1 input, not {minimum}")
+    if strength is None or strength.n < minimum:
+        have = 0 if strength is None else strength.n
+        return Decision(retrain=False, threat=None, reason=f"{have} of {minimum} flagged inputs needed for a decision")
+    covered = tuple(covered)
+    threat = ThreatModel(strength.norm, match(strength, floor=floor, ceiling=ceiling, ratio=ratio))
+    have = covered_epsilon(covered, strength.norm)
+    measured = f"{strength.norm} strength {strength.estimate:.4g} (at least {strength.low:.4g})"
+    capped = strength.high > ceiling
+    note = f"; it may exceed the ceiling of {ceiling:.4g}, so people should look" if capped else ""
+    if strength.low <= have:
+        reason = f"{measured} lies within the {have:.4g} that the champion covers{note}"
+        return Decision(retrain=False, threat=threat, reason=reason, capped=capped)
+    if threat.epsilon <= have:
+        reason = f"{measured} exceeds the {have:.4g} that the champion covers, which is already the ceiling{note}"
+        return Decision(retrain=False, threat=threat, reason=reason, capped=capped)
+    against = f"the {have:.4g} that the champion covers" if have else "nothing that the champion covers in this norm"
+    reason = f"{measured} exceeds {against}: train for {threat.epsilon:.4g}{note}"
+    return Decision(retrain=True, threat=threat, reason=reason, capped=capped)
+
+
+def _check_grid(norm: str, floor: float, ceiling: float, ratio: float) -> None:
+    one_of(norm, NORMS, "norm")
+    if not 0 < floor <= ceiling < math.inf or (norm == "Linf" and ceiling > 1):
+        raise InvalidInput(f"needs 0 < floor <= ceiling (at most 1 in Linf), not floor {floor}, ceiling {ceiling}")
+    if not 1 < ratio <= 1.1:
+        raise InvalidInput(f"the grid's ratio must lie above 1 and be at most 1.1, not {ratio}")
+
+
+def _check_strength(strength: Strength) -> None:
+    bounds = (strength.low, strength.estimate, strength.high)
+    if not all(math.isfinite(value) and value > 0 for value in bounds) or sorted(bounds) != list(bounds):
+        raise InvalidInput(f"a strength needs 0 < low <= estimate <= high, all finite, not {bounds}")

@@ -1,0 +1,72 @@
+"""The detector's two small networks: one scores an input, the other reads the strength off many inputs' evidence."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+EVIDENCE = 64   # numbers kept for each flagged input: a learned projection and, last, the squashed score
+NORMS = ("Linf", "L2")   # the order of the strength network's outputs
+
+
+class Scorer(nn.Module):
+    """Features of one input to one logit, above the threshold for an attack.
+
+    Standardisation is inside, so that saved weights are all that is needed.
+    """
+
+    def __init__(self, count: int, hidden: int = 96):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(count))
+        self.register_buffer("scale", torch.ones(count))
+        self.layers = nn.Sequential(
+            nn.Linear(count, hidden), nn.GELU(), nn.Linear(hidden, hidden // 2), nn.GELU(), nn.Linear(hidden // 2, 1)
+        )
+
+    def standardise(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, F] -> [N]."""
+        return self.layers(self.standardise(features))[:, 0]
+
+
+class StrengthNet(nn.Module):
+    """Mean evidence of a campaign to the logarithm of epsilon: a deep set with a mean as its pooling.
+
+    Source of the shape: Zaheer et al. 2017, arXiv 1703.06114. `folds` heads share the projection; head k learns from
+    all rehearsed blocks but those of fold k, so that it can be judged on these (the cross-conformal idea of Vovk 2015).
+    """
+
+    def __init__(self, count: int, *, hidden: int = 128, folds: int = 4):
+        super().__init__()
+        self.project = nn.Linear(count, EVIDENCE - 1)
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(EVIDENCE + 1, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
+                nn.Linear(hidden, 2 * len(NORMS) + 1),
+            )
+            for _ in range(folds)
+        )
+
+    def evidence(self, standardised: Tensor, logit: Tensor) -> Tensor:
+        """Standardised features [..., F] and logits [...] to evidence [..., EVIDENCE]; linear, but for the score."""
+        return torch.cat([self.project(standardised), torch.tanh(logit / 8).unsqueeze(-1)], -1)
+
+    def forward(self, pooled: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Read campaigns.
+
+        Args:
+            pooled: mean evidence, [B, EVIDENCE].
+            n: inputs behind each mean, [B].
+
+        Returns:
+            For each head: ln(epsilon) in each norm's unit and its standard deviation, both [folds, B, norms], and the
+            logit of the norm being L2, [folds, B].
+        """
+        size = n.clamp(1, 64).log().unsqueeze(-1) / math.log(64)
+        out = torch.stack([head(torch.cat([pooled, size], -1)) for head in self.heads])
+        centre, spread = out[..., : len(NORMS)] - 2, out[..., len(NORMS) : -1]
+        return centre, (spread.clamp(-5, 3) - 1).exp(), out[..., -1]

@@ -1,0 +1,45 @@
+"""What a detector answers: plain values, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdicts:
+    """One row for each of N inputs.
+
+    Attributes:
+        score: float [N] in [0, 1]; above 0.5 means flagged. Ordered, but no probability: an attack's share is unknown.
+        is_adversarial: bool [N], the verdict at the detector's false-positive rate.
+        strength: float [N], the epsilon that fits this input best if it is an Linf attack; coarse for a single input.
+        low, high: float [N], a 90 % interval for it.
+        evidence: float [N, K] with K <= 64, what `Detector.campaign` needs of this input.
+    """
+
+    score: Tensor
+    is_adversarial: Tensor
+    strength: Tensor
+    low: Tensor
+    high: Tensor
+    evidence: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strength:
+    """The measured strength of a campaign.
+
+    Attributes:
+        norm: `Linf` or `L2`.
+        estimate: epsilon, in that norm's unit over pixels in [0, 1].
+        low, high: one-sided 99 % bounds of it, the bias between kinds of attack and half a lattice step included.
+        n: how many inputs stand behind it.
+    """
+
+    norm: str
+    estimate: float
+    low: float
+    high: float
+    n: int
