@@ -12,6 +12,8 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,13 +106,14 @@ def read_idx(path: Path) -> np.ndarray:
         InvalidInput: when the file is missing, truncated or of another type.
     """
     try:
-        data = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            data = file.read()
         zero, kind, rank = struct.unpack(">HBB", data[:4])
         shape = struct.unpack(f">{rank}I", data[4 : 4 + 4 * rank])
         if zero != 0 or kind != _IDX_TYPE_UINT8:
             raise ValueError("no IDX file of unsigned bytes")
         return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise InvalidInput(f"{path} cannot be read ({error}): fetch it again") from None
 
 
@@ -197,13 +200,15 @@ def _pictures(base: Path, classes: list[str], mode: str | None, size: int | None
     for file, _ in files:
         try:
             with Image.open(file) as picture:
-                mode = mode or ("L" if picture.mode in ("1", "L", "I;16") else "RGB")
+                mode = mode or ("L" if picture.mode[0] in "1LI" else "RGB")
                 size = size or min(picture.size)
                 if picture.size != (size, size) and picture.size[0] != picture.size[1]:
                     raise ValueError(f"{picture.size[0]}x{picture.size[1]} is not square")
+                if picture.mode.startswith("I"):   # 16 bit a pixel, which convert() would clip and not scale
+                    picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
                 picture = picture.convert(mode)
                 arrays.append(np.asarray(picture if picture.size == (size, size) else picture.resize((size, size))))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:   # Pillow raises all four
             raise InvalidInput(f"{file} cannot be used ({error})") from None
     images = np.stack(arrays)
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
@@ -214,12 +219,14 @@ def _npz(name: str, path: Path) -> Source:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise InvalidInput(f"{path} cannot be read as .npz ({error})") from None
     missing = {"x_train", "y_train"} - arrays.keys()
     if missing:
         raise InvalidInput(f"{path} lacks {', '.join(sorted(missing))}: it needs x_train, y_train, "
                            "optionally x_test, y_test, classes")
+    if len(arrays.keys() & {"x_test", "y_test"}) == 1:
+        raise InvalidInput(f"{path} holds one of x_test and y_test: give both or neither")
     labels = arrays["y_train"].astype(np.int64).ravel()
     classes = arrays.get("classes", np.arange(labels.max(initial=0) + 1))
     has_test = {"x_test", "y_test"} <= arrays.keys()

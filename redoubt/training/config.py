@@ -58,10 +58,12 @@ class TrainConfig:
         if (self.objective == "standard") == bool(self.threats):
             raise InvalidInput("objective 'standard' takes no threat models, and every other needs at least one")
         for name, least in (("epochs", 1), ("batch_size", 1), ("steps", 1)):
-            if getattr(self, name) < least:
-                raise InvalidInput(f"{name} must be at least {least}, not {getattr(self, name)}")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
+                raise InvalidInput(f"{name} must be a whole number, at least {least}, not {getattr(self, name)}")
         for name in ("learning_rate", "step_size", "lam"):
-            if not getattr(self, name) > 0:
-                raise InvalidInput(f"{name} must be above 0, not {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidInput(f"{name} must be a finite number above 0, not {getattr(self, name)}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise InvalidInput(f"weight_decay must be a finite number, at least 0, not {self.weight_decay}")
         if not 0 <= self.average < 1:
             raise InvalidInput(f"average must lie in [0, 1), not {self.average}")

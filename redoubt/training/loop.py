@@ -23,7 +23,8 @@ class TrainResult:
 
     Attributes:
         model: the chosen weights, in eval mode.
-        history: one row for each validated epoch (all of them up to 20, else about 20): loss, clean and robust validation accuracy, seconds.
+        history: one row for each validated epoch (all of them up to 20, else about 20): loss, clean and robust
+            validation accuracy, seconds.
         best_epoch: the epoch (from 1) whose weights were kept, by robust, else clean, validation accuracy.
         seconds: wall time.
     """
