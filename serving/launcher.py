@@ -84,7 +84,8 @@ class ChildProcessLauncher:
                 return Result(status="failed", reason=reason)
             elif not reason:
                 reason = self._run_child(folder, stop, deadline)
-        return None
+        found = take_result(folder)   # finished in the last moment; a failure now only says that it was stopped
+        return found if found is not None and found.status != "failed" else None
 
     def _run_child(self, folder: Path, stop: Event, deadline: float) -> str:
         """Start a child and wait for its end; what to say should there be no result."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from redoubt.detection import CEILING, FLOOR, MINIMUM, RATIO
+from redoubt.detection.matching import CEILING, FLOOR, MINIMUM, RATIO
 from redoubt.errors import InvalidInput
 from redoubt.threat import ThreatModel
 

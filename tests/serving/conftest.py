@@ -1,0 +1,163 @@
+"""What the serving tests share: a registry made of folders, bundles of digits models, and servers on free ports."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+import uvicorn
+from serving_support import CHILD, wait_until
+
+from redoubt.bundle import Bundle, open_bundle, seal, write_bundle
+from redoubt.data.prepared import Prepared
+from redoubt.detection import FitConfig, fit
+from redoubt.errors import RegistryError
+from redoubt.models import Architecture, build
+from redoubt.registry import Version
+from redoubt.threat import ThreatModel
+from serving.app import create_app
+from serving.settings import Settings
+
+
+@dataclass
+class FolderRegistry:
+    """Versions as folders and one alias in memory: the follower's view of a registry, without MLflow's seconds."""
+
+    folders: dict[int, Path] = field(default_factory=dict)
+    number: int | None = None
+    down: bool = False
+    fetched: int = 0
+
+    def champion(self) -> Version | None:
+        if self.down:
+            raise RegistryError("the registry is down for the test")
+        if self.number is None:
+            return None
+        source = str(self.folders[self.number])
+        return Version(name="digits", number=self.number, run_id="", source=source, created=datetime.now(UTC))
+
+    def fetch(self, version: Version, folder: Path) -> Bundle:
+        self.fetched += 1
+        open_bundle(Path(version.source))
+        shutil.copytree(version.source, folder, dirs_exist_ok=True)
+        return open_bundle(folder)
+
+
+@pytest.fixture(scope="session")
+def detector_folder(digits: Prepared, digits_model, tmp_path_factory) -> Path:
+    """The real detector of the undefended digits model, saved; rehearsed on less than usual, to be quick."""
+    folder = tmp_path_factory.mktemp("detector")
+    detector = fit(
+        digits_model, digits.tensors("detector_fit"), digits.tensors("calibration"), levels=16, seed=0,
+        config=FitConfig(blocks=96, strength_steps=150),
+    )
+    detector.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_bundle(digits, digits_model, detector_folder, tmp_path_factory):
+    """A function (threats=(), detector=True) -> a fresh bundle folder; every one holds the same weights."""
+
+    def make(threats=(), *, detector: bool = True, model=None) -> Path:
+        folder = tmp_path_factory.mktemp("bundle")
+        write_bundle(folder, model or digits_model, classes=[f"digit {n}" for n in range(10)], threats=threats)
+        if detector:
+            for file in detector_folder.iterdir():
+                shutil.copy(file, folder)
+        seal(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def undefended(make_bundle) -> Path:
+    return make_bundle()
+
+
+@pytest.fixture(scope="session")
+def defended(make_bundle) -> Path:
+    """The same model, said to be trained against Linf 0.3; so its detector fits it, too."""
+    return make_bundle((ThreatModel("Linf", 0.3),))
+
+
+@pytest.fixture(scope="session")
+def plain(make_bundle) -> Path:
+    """A version without a detector."""
+    return make_bundle(detector=False)
+
+
+@pytest.fixture(scope="session")
+def other_model(digits):
+    """Untrained weights, so that answers tell versions apart."""
+    torch.manual_seed(5)
+    return build(Architecture(name="compact-cnn", num_classes=10, channels=1, size=8, mean=(0.3,), std=(0.4,))).eval()
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """A function (**changes) -> settings for a quick server with a home of its own."""
+
+    def make(**changes) -> Settings:
+        values = {
+            "model_name": "digits", "home": tmp_path / "home", "poll_seconds": 0.05, "cool_down_seconds": 0,
+            "backoff_seconds": 0.05, "retrain_command": [sys.executable, str(CHILD)], **changes,
+        }
+        return Settings(**values)
+
+    return make
+
+
+@dataclass
+class Live:
+    """A server in this process and a client for it."""
+
+    server: object
+    client: httpx.Client
+
+    def status(self) -> dict:
+        return self.client.get("/status").json()
+
+    def infer(self, x) -> httpx.Response:
+        tensor = {"name": "input", "shape": list(x.shape), "datatype": "FP32", "data": x.flatten().tolist()}
+        return self.client.post("/v2/models/digits/infer", json={"inputs": [tensor]})
+
+
+@pytest.fixture
+def live(settings):
+    """A function (registry, launcher=None, **settings) -> a started server on a free port."""
+    running = []
+
+    def start(registry, launcher=None, *, ready: bool = True, **changes) -> Live:
+        app = create_app(settings(**changes), registry=registry, launcher=launcher)
+        uvicorn_server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
+        thread = threading.Thread(target=uvicorn_server.run, daemon=True)
+        thread.start()
+        wait_until(lambda: uvicorn_server.started, what="the start")
+        port = uvicorn_server.servers[0].sockets[0].getsockname()[1]
+        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False)
+        running.append((uvicorn_server, thread, client))
+        if ready:
+            wait_until(lambda: client.get("/v2/health/ready").status_code == 200, what="readiness")
+        return Live(app.state.server, client)
+
+    yield start
+    for uvicorn_server, thread, client in running:
+        client.close()
+        uvicorn_server.should_exit = True
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def registry(undefended) -> FolderRegistry:
+    """A registry whose champion is the undefended version 1."""
+    return FolderRegistry({1: undefended}, 1)
