@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 
 PROGRESS = "REDOUBT_PROGRESS"   # names a file that gets one line of JSON for each event
 MARK = "redoubt: error:"        # stands before the reason in a step's log
@@ -15,7 +16,7 @@ MARK = "redoubt: error:"        # stands before the reason in a step's log
 def report(**event) -> None:
     """Append an event to the progress file, if the environment names one."""
     if os.environ.get(PROGRESS):
-        with open(os.environ[PROGRESS], "a") as file:
+        with Path(os.environ[PROGRESS]).open("a") as file:
             file.write(json.dumps({"at": time.time(), **event}) + "\n")
 
 

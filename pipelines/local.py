@@ -120,7 +120,7 @@ def write_json(path: Path, value: dict) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part."""
     temporary = path.with_name(path.name + ".new")
     temporary.write_text(json.dumps(value, indent=1))
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def main(folder: Path) -> int:

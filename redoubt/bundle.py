@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +96,7 @@ def seal(folder: Path, **card) -> Bundle:
     manifest["files"] = {str(file.relative_to(folder)): _sha256(file) for file in files}
     temporary = folder / (MANIFEST + ".new")
     temporary.write_text(json.dumps(manifest, indent=1))
-    os.replace(temporary, folder / MANIFEST)
+    temporary.replace(folder / MANIFEST)
     return open_bundle(folder)
 
 

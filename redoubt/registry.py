@@ -124,7 +124,7 @@ class Registry:
             open_bundle(got)
             if folder.exists():
                 shutil.rmtree(folder)
-            os.replace(got, folder)
+            got.replace(folder)
         return open_bundle(folder)
 
     # -- writing ------------------------------------------------------------------------------------------------

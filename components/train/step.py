@@ -59,6 +59,6 @@ def run(
         data={key: prepared.metadata[key] for key in ("dataset", "checksum", "seed", "splits", "request")},
         parameters={"architecture": architecture, "objective": objective, "norm": norm, "epsilon": epsilon,
                     "epochs": epochs, "steps": steps, "lam": lam, "seed": seed, "precision": precision},
-        training={"epochs": config.epochs, "history": result.history, "best_epoch": result.best_epoch, "seconds": round(result.seconds, 2),
-                  "device": str(device), "batch_size": batch_size},
+        training={"epochs": config.epochs, "history": result.history, "best_epoch": result.best_epoch,
+                  "seconds": round(result.seconds, 2), "device": str(device), "batch_size": batch_size},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -42,8 +43,10 @@ class Architecture:
                 f"a model needs at least 2 classes, 1 channel and 8x8 pixels, not {self.num_classes} classes, "
                 f"{self.channels} channels and {self.size}x{self.size}"
             )
-        if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
-            raise InvalidInput(f"mean and std need {self.channels} values each, and every std must be above 0")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise InvalidInput(f"mean and std need {self.channels} values each")
+        if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) <= 0:
+            raise InvalidInput(f"mean and std must be finite and every std above 0, not {self.mean} and {self.std}")
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

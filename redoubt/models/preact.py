@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,7 +33,7 @@ class PreActResNet18(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
         widths, blocks = [64, 64, 128, 256, 512], []
-        for stage, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        for stage, (inputs, outputs) in enumerate(pairwise(widths)):
             blocks += [Block(inputs, outputs, 1 if stage == 0 else 2), Block(outputs, outputs, 1)]
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.BatchNorm2d(512)

@@ -1,0 +1,46 @@
+# Two commands: `make run` shows the whole loop, `make test` proves it. Both install what they need into .venv first.
+# Paths are relative throughout, so that a checkout below a folder with a space in its name works too.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help install run test test-slow lint format bench compile clean
+
+help:               ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: $(STAMP)   ## create .venv with everything
+
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: set PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(STAMP)
+
+run: install        ## run the drill on the embedded digits: attack, alarm, retraining, recovery
+	$(BIN)/python -m pipelines.cli drill --dataset digits
+
+test: install       ## run the tests
+	$(BIN)/python -m pytest
+
+test-slow: install  ## run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: install       ## check style
+	$(BIN)/python -m ruff check .
+
+format: install     ## mend what style can mend by itself
+	$(BIN)/python -m ruff check --fix .
+
+bench: install      ## the small version of every benchmark
+	for file in benchmarks/[a-z]*.py; do \
+	  case $$file in */common.py) ;; *) $(BIN)/python -m "benchmarks.$$(basename $$file .py)" --quick || exit 1 ;; esac; \
+	done
+
+compile: install    ## write the pipeline's IR YAML to build/pipeline.yaml
+	$(BIN)/python -m pipelines.cli compile build/pipeline.yaml
+
+clean:              ## remove what runs left behind; the environment stays
+	rm -rf .redoubt build .pytest_cache .ruff_cache

@@ -1,0 +1,278 @@
+"""The `redoubt` command. Each subcommand imports its room when it is called, so that `--help` stays quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from redoubt.errors import InvalidInput, RedoubtError
+
+app = typer.Typer(
+    name="redoubt", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
+    help="Keep an image classifier trustworthy while it is under attack.\n\n"
+         "Start with `redoubt drill`: a live model is attacked, notices, retrains itself and recovers.",
+    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+)
+models_app = typer.Typer(no_args_is_help=True, help="Look at the versions in the registry.")
+app.add_typer(models_app, name="models")
+
+Dataset = Annotated[str, typer.Option(
+    help="digits, mnist, fashion-mnist, cifar10, cifar100, folder:PATH or npz:PATH.", rich_help_panel="Data")]
+DataDir = Annotated[str, typer.Option(help="Where a local copy of the dataset lies, and where a download goes.",
+                                      rich_help_panel="Data")]
+Epsilon = Annotated[str, typer.Option(help="Perturbation bound in the [0, 1] pixel range: 0.1 or 8/255.")]
+Norm = Annotated[str, typer.Option(help="Linf or L2.")]
+Seed = Annotated[int, typer.Option(help="Fixes split, initialisation, order and attacks.")]
+Name = Annotated[str, typer.Option("--model", "-m", help="Registered model's name.")]
+Home = Annotated[Path | None, typer.Option(
+    help="Folder for registry, runs and ledger.  [default: $REDOUBT_HOME or .redoubt]", show_default=False)]
+Tracking = Annotated[str, typer.Option(
+    "--tracking-uri", help="MLflow's address.  [default: $MLFLOW_TRACKING_URI or SQLite in the home folder]",
+    show_default=False)]
+VersionNumber = Annotated[str, typer.Argument(metavar="VERSION", help="A version's number.")]
+
+
+def _parameters(home: Path | None, uri: str, **values):
+    from pipelines.home import home_folder, tracking_uri
+    from pipelines.parameters import RunParameters
+    from redoubt.threat import parse_epsilon
+
+    folder = home_folder(home)
+    values["epsilon"] = parse_epsilon(values["epsilon"], norm=values["norm"])
+    return folder, RunParameters(tracking_uri=tracking_uri(folder, uri), **values)
+
+
+@app.command()
+def run(
+    dataset: Dataset = "digits",
+    architecture: Annotated[str, typer.Option(help="compact-cnn or preactresnet-18.")] = "compact-cnn",
+    objective: Annotated[str, typer.Option(help="standard, pgd, mixed or half (see docs).")] = "pgd",
+    epsilon: Epsilon = "0.1",
+    norm: Norm = "Linf",
+    epochs: Annotated[int, typer.Option(help="0 takes the default for objective, architecture and data.")] = 0,
+    steps: Annotated[int, typer.Option(help="PGD steps of the attack in training.")] = 5,
+    lam: Annotated[float, typer.Option("--lambda", help="Weight of the adversarial term of `mixed`.")] = 1.0,
+    seed: Seed = 0,
+    model_name: Name = "redoubt",
+    data_dir: DataDir = "",
+    image_size: Annotated[int, typer.Option(help="Resize a folder's pictures to this side; 0 leaves them.",
+                                            rich_help_panel="Data")] = 0,
+    limit: Annotated[int, typer.Option(help="Use only so many training pictures; 0 uses all.",
+                                       rich_help_panel="Data")] = 0,
+    test_limit: Annotated[int, typer.Option(help="Test pictures in the report; 0 uses all.",
+                                            rich_help_panel="Data")] = 2000,
+    fpr: Annotated[float, typer.Option(help="The detector's false-positive rate.")] = 0.01,
+    home: Home = None,
+    uri: Tracking = "",
+) -> None:
+    """Train, evaluate, fit the detector, register and judge a model: the pipeline, on this machine.
+
+    It runs through Kubeflow Pipelines' local runner, with the components that a cluster would run. Exit code 0 when
+    the gate promoted the version, 3 when it refused it, 1 when a step failed.
+    """
+    from pipelines.show import follow_run
+
+    folder, parameters = _parameters(
+        home, uri, dataset=dataset, architecture=architecture, objective=objective, epsilon=epsilon, norm=norm,
+        epochs=epochs, steps=steps, lam=lam, seed=seed, model_name=model_name, data_dir=data_dir,
+        image_size=image_size, limit=limit, test_limit=test_limit, fpr=fpr,
+    )
+    raise typer.Exit(follow_run(parameters, folder))
+
+
+@app.command()
+def drill(
+    dataset: Dataset = "digits",
+    attack: Annotated[str, typer.Option(help="fgsm, pgd or momentum, white-box.")] = "pgd",
+    epsilon: Annotated[str, typer.Option(help="The attacker's bound, known to the drill alone: 0.1 or 8/255.  "
+                                              "[default: 0.2 for digits, else 0.1]", show_default=False)] = "",
+    norm: Norm = "Linf",
+    seed: Seed = 0,
+    oracle: Annotated[bool, typer.Option(help="Afterwards train a model with the true epsilon, to compare.")] = True,
+    requests: Annotated[int, typer.Option(help="Requests of the same attacker after the swap.")] = 5000,
+    data_dir: DataDir = "",
+    limit: Annotated[int, typer.Option(help="Use only so many training pictures; 0 uses all.",
+                                       rich_help_panel="Data")] = 0,
+    home: Home = None,
+) -> None:
+    """Attack a live model and watch it recover: alarm, estimate, retraining, gate, swap.
+
+    Exit code 0 only if the model recovered; otherwise the failing stage is named with its reason.
+    """
+    from pipelines.drill.options import DrillOptions
+    from pipelines.drill.show import run_drill
+    from pipelines.home import home_folder
+    from redoubt.threat import parse_epsilon
+
+    options = DrillOptions(
+        dataset=dataset, attack=attack, norm=norm, epsilon=parse_epsilon(epsilon, norm=norm) if epsilon else 0.0,
+        seed=seed, oracle=oracle, requests=requests, data_dir=data_dir, limit=limit,
+    )
+    raise typer.Exit(run_drill(options, home_folder(home)))
+
+
+@app.command()
+def serve(
+    model_name: Name = "redoubt",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8080,
+    home: Home = None,
+    uri: Tracking = "",
+) -> None:
+    """Serve the champion, watch its inputs and answer campaigns with retraining runs.
+
+    Further settings come from REDOUBT_* variables: see docs/serving.md, or `python -m serving --help`.
+    """
+    import os
+
+    from pipelines.home import home_folder, tracking_uri
+
+    folder = home_folder(home)
+    os.environ |= {"REDOUBT_HOME": str(folder), "REDOUBT_TRACKING_URI": tracking_uri(folder, uri),
+                   "REDOUBT_MODEL_NAME": model_name, "REDOUBT_HOST": host, "REDOUBT_PORT": str(port)}
+    os.execv(sys.executable, [sys.executable, "-m", "serving"])   # signals reach the server itself
+
+
+@app.command()
+def attack(
+    url: Annotated[str, typer.Option(help="The server's address.")] = "http://127.0.0.1:8080",
+    attack: Annotated[str, typer.Option(help="fgsm, pgd or momentum; none sends clean pictures.")] = "pgd",
+    epsilon: Epsilon = "0.1",
+    norm: Norm = "Linf",
+    n: Annotated[int, typer.Option("-n", "--requests", help="How many pictures to send, one a request.")] = 500,
+    seed: Seed = 0,
+    model_name: Name = "redoubt",
+    data_dir: DataDir = "",
+    home: Home = None,
+    uri: Tracking = "",
+) -> None:
+    """Send attack traffic at a served model: test pictures, attacked white-box with the champion's own weights."""
+    from pipelines.attack import attack_served
+    from pipelines.home import home_folder, tracking_uri
+    from redoubt.threat import ThreatModel, parse_epsilon
+
+    folder = home_folder(home)
+    threat = ThreatModel(norm, parse_epsilon(epsilon, norm=norm))
+    raise typer.Exit(attack_served(url, model_name, tracking_uri(folder, uri), attack, threat, n=n, seed=seed,
+                                   data_dir=data_dir, scratch=folder))
+
+
+def _registry(home: Path | None, uri: str, model_name: str):
+    from pipelines.home import home_folder, tracking_uri
+    from redoubt.registry import Registry
+
+    return Registry(tracking_uri(home_folder(home), uri), model_name)
+
+
+@models_app.command("list")
+def models_list(model_name: Name = "redoubt", home: Home = None, uri: Tracking = "") -> None:
+    """All versions, newest first, with aliases, threat models and accuracy."""
+    from pipelines.show import versions_table
+
+    versions_table(_registry(home, uri, model_name))
+
+
+@models_app.command("show")
+def models_show(version: VersionNumber, model_name: Name = "redoubt", home: Home = None, uri: Tracking = "") -> None:
+    """One version: its facts and the gate's decision, rule by rule."""
+    from pipelines.show import version_page
+
+    version_page(_registry(home, uri, model_name).version(version))
+
+
+@app.command()
+def promote(
+    version: VersionNumber,
+    override: Annotated[str, typer.Option(help="Promote although the gate refused; say why. It is recorded.")] = "",
+    model_name: Name = "redoubt",
+    home: Home = None,
+    uri: Tracking = "",
+) -> None:
+    """Make a version the champion. It needs a passing decision of the gate, or an override with a reason."""
+    from pipelines.show import promote_version
+
+    promote_version(_registry(home, uri, model_name), version, override)
+
+
+@app.command()
+def rollback(model_name: Name = "redoubt", home: Home = None, uri: Tracking = "") -> None:
+    """Put the previous champion back into service."""
+    version = _registry(home, uri, model_name).rollback()
+    typer.echo(f"version {version.number} is champion again")
+
+
+@app.command()
+def report(
+    version: VersionNumber,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write it.  [default: report-VERSION.html]",
+                                             show_default=False)] = None,
+    model_name: Name = "redoubt",
+    home: Home = None,
+    uri: Tracking = "",
+) -> None:
+    """Write a version's robustness report as one self-contained HTML page."""
+    from pipelines.show import write_report
+
+    path = write_report(_registry(home, uri, model_name), version, out or Path(f"report-{version}.html"))
+    typer.echo(f"written to {path}")
+
+
+@app.command("compile")
+def compile_pipeline(
+    out: Annotated[Path, typer.Argument(help="Where to write the pipeline's IR YAML.")] = Path("pipeline.yaml"),
+    image: Annotated[str, typer.Option(help="The steps' image, best by digest.  [default: $REDOUBT_IMAGE]",
+                                       show_default=False)] = "",
+) -> None:
+    """Compile the pipeline for a cluster."""
+    from pipelines.cluster import compile_to
+
+    compile_to(out, image)
+    typer.echo(f"written to {out}")
+
+
+@app.command()
+def submit(
+    endpoint: Annotated[str, typer.Option(help="The Kubeflow Pipelines API.  [default: $REDOUBT_KFP_ENDPOINT]",
+                                          show_default=False)] = "",
+    namespace: Annotated[str, typer.Option(help="Profile namespace on a multi-user Kubeflow.")] = "",
+    image: Annotated[str, typer.Option(help="The steps' image, best by digest.", show_default=False)] = "",
+    dataset: Dataset = "fashion-mnist",
+    architecture: Annotated[str, typer.Option(help="compact-cnn or preactresnet-18.")] = "compact-cnn",
+    objective: Annotated[str, typer.Option(help="standard, pgd, mixed or half.")] = "pgd",
+    epsilon: Epsilon = "0.1",
+    norm: Norm = "Linf",
+    epochs: Annotated[int, typer.Option(help="0 takes the default.")] = 0,
+    seed: Seed = 0,
+    model_name: Name = "redoubt",
+    uri: Annotated[str, typer.Option("--tracking-uri", help="MLflow's address as the cluster sees it.")] =
+    "http://mlflow:5000",
+    wait: Annotated[bool, typer.Option(help="Follow the run to its end; the exit code is then its result.")] = True,
+) -> None:
+    """Submit a run of the pipeline to a cluster."""
+    from pipelines.cluster import submit_run
+    from pipelines.parameters import RunParameters
+    from redoubt.threat import parse_epsilon
+
+    parameters = RunParameters(
+        dataset=dataset, architecture=architecture, objective=objective, norm=norm,
+        epsilon=parse_epsilon(epsilon, norm=norm), epochs=epochs, seed=seed, model_name=model_name, tracking_uri=uri,
+    )
+    raise typer.Exit(submit_run(parameters, endpoint=endpoint, namespace=namespace, image=image, wait=wait))
+
+
+def main() -> None:
+    """Entry point: what Redoubt knows how to explain ends in one line and an exit code, without a traceback."""
+    try:
+        app()
+    except RedoubtError as error:
+        typer.secho(f"redoubt: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(error.exit_code if isinstance(error, InvalidInput) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

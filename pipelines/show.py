@@ -1,0 +1,130 @@
+"""What the command prints: a run's progress, tables of versions, the gate's decision."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
+
+from pipelines import local
+from pipelines.home import new_folder
+from pipelines.parameters import RunParameters
+from redoubt.errors import InvalidInput
+from redoubt.registry import CHAMPION, Registry, Version
+
+REFUSED = 3   # exit code of a run whose version the gate refused
+console = Console()
+
+
+def follow_run(parameters: RunParameters, home: Path) -> int:
+    """Run the pipeline here with a progress display. Returns the command's exit code."""
+    folder = new_folder(home / "runs", parameters.dataset.split(":")[0])
+    process = local.start(parameters, folder)
+    step = TextColumn("{task.description}", table_column=Column(min_width=12, no_wrap=True))
+    columns = (SpinnerColumn(), step, BarColumn(20), TimeElapsedColumn(),
+               TextColumn("{task.fields[detail]}"))
+    with Progress(*columns, console=console) as progress:
+        tasks = {name: progress.add_task(name, total=1, start=False, detail="", visible=False) for name in local.STEPS}
+
+        def event(row: dict) -> None:
+            task = tasks[row["step"]]
+            if row.get("state") == "running":
+                progress.start_task(task)
+                progress.update(task, visible=True, total=None)
+            elif "state" in row:
+                progress.update(task, total=1, completed=1, detail=row.get("reason", row["state"]))
+                progress.stop_task(task)
+            else:
+                progress.update(task, detail=epoch_line(row))
+
+        result = local.follow(process, folder, event)
+    colour = {"promoted": "green", "refused": "yellow", "failed": "red"}[result.status]
+    console.print(f"[bold {colour}]{result.status}[/]: version {result.version or 'none'}, {result.reason}",
+                  highlight=False)
+    console.print(f"log: {folder / 'run.log'}", highlight=False, soft_wrap=True)
+    shutil.rmtree(folder / "artifacts", ignore_errors=True) if result.status != "failed" else None
+    return {"promoted": 0, "refused": REFUSED, "failed": 1}[result.status]
+
+
+def epoch_line(row: dict) -> str:
+    """One epoch's figures in a few words."""
+    facts = [f"{key.replace('_accuracy', '')} {row[key]:.3f}"
+             for key in ("loss", "clean_accuracy", "robust_accuracy") if key in row]
+    rate = f", {row['images_per_second']:.0f} images/s" if "images_per_second" in row else ""
+    return f"epoch {row['epoch']}: {', '.join(facts)}{rate}"
+
+
+def versions_table(registry: Registry) -> None:
+    """Print all versions."""
+    versions = registry.versions()
+    if not versions:
+        console.print(f"no versions of {registry.model_name!r} yet: `redoubt run` makes the first")
+        return
+    table = Table("version", "alias", "objective", "trained for", "clean", "under attack", "cause", "gate", "made")
+    for version in versions:
+        decision = version.decision
+        table.add_row(
+            str(version.number), ", ".join(version.aliases), version.tags.get("objective", ""),
+            ", ".join(map(str, version.threats)) or "nothing", version.tags.get("clean_accuracy", ""),
+            _robust(version), version.tags.get("cause", ""),
+            "not judged" if decision is None else "passed" if decision["promoted"] else "refused",
+            f"{version.created:%Y-%m-%d %H:%M}",
+        )
+    console.print(table)
+
+
+def _robust(version: Version) -> str:
+    figures = json.loads(version.tags.get("robust_accuracy", "{}"))
+    return ", ".join(f"{attack} {value:.3f}" for attack, value in figures.items())
+
+
+def version_page(version: Version) -> None:
+    """Print one version and the gate's decision on it."""
+    console.print(f"[bold]{version.name} version {version.number}[/] {', '.join(version.aliases)}", highlight=False)
+    for key, value in sorted(version.tags.items()):
+        if key != "decision":
+            console.print(f"  {key:16} {value}", highlight=False)
+    decision = version.decision
+    if decision is None:
+        console.print("the gate has not judged it")
+        return
+    table = Table("rule", "value", "limit", "verdict", title=f"gate, {decision['attack']}, n {decision['n']}")
+    for rule in decision["rules"]:
+        table.add_row(rule["rule"], rule["value"], rule["limit"], "pass" if rule["passed"] else "[red]FAIL[/]")
+    console.print(table)
+
+
+def promote_version(registry: Registry, number: str, override: str) -> None:
+    """Make a version champion.
+
+    Raises:
+        InvalidInput: when the gate refused it, or never judged it, and no reason for an override is given.
+    """
+    version = registry.version(number)
+    decision = version.decision
+    if not (decision and decision["promoted"]):
+        if not override.strip():
+            why = decision["reason"] if decision else "the gate has not judged it"
+            raise InvalidInput(f"version {number} may not become champion: {why}. "
+                               'To promote it all the same, give a reason: --override "..."')
+        registry.tag(version, override=json.dumps({"reason": override.strip(), "by": getpass.getuser()}))
+    registry.promote(version)
+    console.print(f"version {version.number} is {CHAMPION}")
+
+
+def write_report(registry: Registry, number: str, out: Path) -> Path:
+    """Copy a version's report page to `out`."""
+    version = registry.version(number)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = registry.fetch(version, Path(folder) / "bundle")
+        if not (bundle.folder / "report.html").is_file():
+            raise InvalidInput(f"version {number} has no report: it was not made by this pipeline")
+        shutil.copy(bundle.folder / "report.html", out)
+    return out.absolute()
