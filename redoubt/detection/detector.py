@@ -22,7 +22,7 @@ WEIGHTS, CARD = "detector.safetensors", "detector.json"
 SIZES = (1, 4, 16, 32)           # campaign sizes at which intervals are calibrated
 LEVELS = (0.01, 0.05, 0.95, 0.99)   # quantiles of the scaled error, kept for each norm and size
 SPREAD_FLOOR = 0.02              # no estimate of ln(epsilon) is trusted beyond this
-NORM_MINIMUM = 16                # with fewer inputs L2 is not told from Linf
+NORM_MINIMUM = 16                # with fewer inputs neither L2 nor harmless changes are told from Linf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Settings:
         threshold: the score's logit above which an input is flagged.
         null_rate: 99 % upper confidence bound of the realised false-positive rate.
         calibrated_on: clean pictures behind the threshold.
-        norm_threshold: logit above which a campaign is called L2.
+        l2_logit, harmless_logit: above these a campaign is called L2, or harmless.
         quantiles: [norm][size][level] of (ln epsilon - estimate) / spread on rehearsed blocks held out.
         lowest, highest: [norm], the range of epsilon that was rehearsed.
         fitted: facts about the fit, for people.
@@ -48,7 +48,8 @@ class Settings:
     threshold: float
     null_rate: float
     calibrated_on: int
-    norm_threshold: float
+    l2_logit: float
+    harmless_logit: float
     quantiles: list
     lowest: list
     highest: list
@@ -106,16 +107,18 @@ class Detector:
         if not torch.isfinite(evidence).all():
             raise InvalidInput("evidence holds values that are not finite")
         n = len(evidence)
-        centre, spread, logit = self._read(evidence.mean(0, keepdim=True), torch.tensor([float(n)]))
-        norm = int(n >= NORM_MINIMUM and logit.item() > self.settings.norm_threshold)
+        centre, spread, logits = self._read(evidence.mean(0, keepdim=True), torch.tensor([float(n)]))
+        enough = n >= NORM_MINIMUM
+        norm = int(enough and logits[0, 0].item() > self.settings.l2_logit)
+        harmless = enough and logits[0, 1].item() > self.settings.harmless_logit
         bounds = self._bounds(centre[0, norm], spread[0, norm], norm, n, LEVELS.index(0.01), LEVELS.index(0.99))
         low, estimate, high = (value.item() for value in bounds)
-        return Strength(norm=NORMS[norm], estimate=estimate, low=low, high=high, n=n)
+        return Strength(norm=NORMS[norm], estimate=estimate, low=low, high=high, n=n, harmless=harmless)
 
     def _read(self, pooled: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        centre, spread, logit = self.strength_net(pooled, n)
-        centre, logit = centre.mean(0), logit.mean(0)
-        return centre, widen(centre, spread.square().mean(0).sqrt(), self.settings.levels), logit
+        centre, spread, logits = self.strength_net(pooled, n)
+        centre, logits = centre.mean(0), logits.mean(0)
+        return centre, widen(centre, spread.square().mean(0).sqrt(), self.settings.levels), logits
 
     def _bounds(self, centre: Tensor, spread: Tensor, norm: int, n: int, lower: int, upper: int):
         """Low, estimate and high as epsilons, kept inside the rehearsed range widened by half a level."""

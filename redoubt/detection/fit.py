@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from redoubt.detection.detector import Detector, Settings
 from redoubt.detection.features import features
 from redoubt.detection.networks import Scorer
-from redoubt.detection.rehearsal import BENIGN, KINDS, benign, fit_surrogate, rehearse
-from redoubt.detection.strength import Rehearsed, calibrate, fit_strength
+from redoubt.detection.rehearsal import BENIGN, KINDS, Dice, benign, fit_surrogate, rehearse
+from redoubt.detection.strength import HARMLESS, Rehearsed, calibrate, fit_strength
 from redoubt.errors import InvalidInput
 
 CONFIDENCE = 0.99   # of `null_rate`
@@ -93,17 +93,17 @@ def fit(
     clean = torch.cat([scorer(features(part.to(device))) for part in calibration[0].split(512)])
     threshold, null_rate = conformal_threshold(clean.detach(), fpr)
     report("scorer")
-    with torch.no_grad():
-        suspects = harmless[scorer(harmless).argsort(descending=True)[: max(16, len(harmless) // 50)]]
-    net = fit_strength(attacks, suspects, scorer, threshold, levels=levels, seed=seed, steps=config.strength_steps)
-    quantiles, norm_threshold = calibrate(net, attacks, suspects, scorer, threshold, levels=levels, seed=seed)
+    suspects = harmless[scorer(harmless).argsort(descending=True)[: max(16, len(harmless) // 50)]]
+    blocks = _blocks(attacks, _changed(x, levels, seed, config), scorer, threshold)
+    net = fit_strength(blocks, suspects, scorer, levels=levels, seed=seed, steps=config.strength_steps)
+    quantiles, l2_logit, harmless_logit = calibrate(net, blocks, suspects, scorer, levels=levels, seed=seed)
     report("strength")
     pixels = math.sqrt(x[0].numel())
     settings = Settings(
         channels=x.shape[1], levels=levels, fpr=fpr, threshold=threshold, null_rate=null_rate,
-        calibrated_on=len(calibration[0]), norm_threshold=norm_threshold, quantiles=quantiles,
+        calibrated_on=len(calibration[0]), l2_logit=l2_logit, harmless_logit=harmless_logit, quantiles=quantiles,
         lowest=[config.linf[0], config.l2[0] * pixels], highest=[config.linf[1], config.l2[1] * pixels],
-        fitted={"seed": seed, "pictures": len(x), "blocks": len(attacks.log_epsilon), "seconds": report.seconds},
+        fitted={"seed": seed, "pictures": len(x), "blocks": len(blocks.norm), "seconds": report.seconds},
     )
     return Detector(scorer, net, settings)
 
@@ -125,7 +125,7 @@ def _rehearse(model, surrogate, x, y, levels, seed, config: FitConfig) -> Rehear
     """Features of all attack blocks of both norms."""
     pixels = math.sqrt(x[0].numel())
     plans = (("Linf", config.blocks, config.linf), ("L2", config.blocks // 3, tuple(e * pixels for e in config.l2)))
-    seen, real, logs, norms, kinds = [], [], [], [], []
+    seen, real, logs, norms = [], [], [], []
     for index, (norm, blocks, epsilon) in enumerate(plans):
         for block in rehearse(model, surrogate, x, y, blocks=blocks, size=config.block_size, levels=levels, norm=norm,
                               epsilon=epsilon, seed=seed + index):
@@ -134,10 +134,9 @@ def _rehearse(model, surrogate, x, y, levels, seed, config: FitConfig) -> Rehear
             real.append(block.threat.size(block.x - block.clean) > 0.4 * block.threat.epsilon)
             logs.append(math.log(block.threat.epsilon))
             norms.append(index)
-            kinds.append(KINDS.index(block.kind))
     return Rehearsed(
-        features=torch.stack(seen), real=torch.stack(real), log_epsilon=torch.tensor(logs, device=x.device),
-        norm=torch.tensor(norms, device=x.device), kind=torch.tensor(kinds, device=x.device),
+        features=torch.stack(seen), usable=torch.stack(real), log_epsilon=torch.tensor(logs, device=x.device),
+        norm=torch.tensor(norms, device=x.device),
     )
 
 
@@ -155,8 +154,34 @@ def _harmless(x: Tensor, levels: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.cat(seen), torch.cat(weights)
 
 
+def _changed(x: Tensor, levels: int, seed: int, config: FitConfig) -> Tensor:
+    """Features of harmless blocks, one change with one strength each: [blocks, 4 * block_size, F]."""
+    dice, out = Dice(seed + 7), []
+    for i in range(config.blocks // 4):
+        rows = dice.rows(len(x), 4 * config.block_size).to(x.device)
+        kind, amount = BENIGN[i % len(BENIGN)], dice.uniform(0, 1)
+        out.append(features(benign(kind, x[rows], levels=levels, generator=dice.generator, amount=amount)))
+    return torch.stack(out)
+
+
+@torch.no_grad()
+def _blocks(attacks: Rehearsed, changed: Tensor, scorer: Scorer, threshold: float) -> Rehearsed:
+    """Attack blocks of which the flagged inputs count, and harmless ones of which the most suspicious are kept."""
+    flagged = scorer(attacks.features.flatten(0, 1)).view(attacks.usable.shape) > threshold
+    size = attacks.usable.shape[1]
+    best = scorer(changed.flatten(0, 1)).view(changed.shape[:2]).topk(size, dim=1).indices
+    kept = changed.gather(1, best.unsqueeze(-1).expand(-1, -1, changed.shape[-1]))
+    nothing = torch.zeros(len(kept), device=kept.device)
+    return Rehearsed(
+        features=torch.cat([attacks.features, kept]),
+        usable=torch.cat([attacks.usable & flagged, torch.ones_like(kept[..., 0], dtype=torch.bool)]),
+        log_epsilon=torch.cat([attacks.log_epsilon, nothing]),
+        norm=torch.cat([attacks.norm, torch.full_like(nothing, HARMLESS, dtype=torch.long)]),
+    )
+
+
 def _fit_scorer(attacks: Rehearsed, harmless: Tensor, weights: Tensor, seed: int, config: FitConfig) -> Scorer:
-    positive = attacks.features[attacks.real]
+    positive = attacks.features[attacks.usable]
     data = torch.cat([positive, harmless])
     label = torch.cat([torch.ones(len(positive)), torch.zeros(len(harmless))]).to(data.device)
     # Both sides weigh the same in all, however many attacks were rehearsed.
@@ -168,7 +193,7 @@ def _fit_scorer(attacks: Rehearsed, harmless: Tensor, weights: Tensor, seed: int
     scorer.mean.copy_(data.mean(0))
     scorer.scale.copy_(data.std(0) + 0.02)
     rate, steps = 4e-3, config.score_epochs * max(1, len(data) // 256)
-    optimizer = torch.optim.AdamW(scorer.parameters(), lr=rate, weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(scorer.parameters(), lr=rate, weight_decay=1e-3, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):

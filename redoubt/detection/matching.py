@@ -24,7 +24,7 @@ class Decision:
 
     Attributes:
         retrain: whether a retraining run is due.
-        threat: the matched threat model; None while there is too little evidence to name one.
+        threat: the matched threat model; None where there is too little evidence to name one, or no attack.
         reason: why, in words for people.
         capped: the attack is stronger than the ceiling allows to train for: people should look.
     """
@@ -86,6 +86,9 @@ def decide(
     if strength is None or strength.n < minimum:
         have = 0 if strength is None else strength.n
         return Decision(retrain=False, threat=None, reason=f"{have} of {minimum} flagged inputs needed for a decision")
+    if strength.harmless:
+        reason = f"{strength.n} flagged inputs look like noise or a new camera, not like an attack: shift"
+        return Decision(retrain=False, threat=None, reason=reason)
     covered = tuple(covered)
     threat = ThreatModel(strength.norm, match(strength, floor=floor, ceiling=ceiling, ratio=ratio))
     have = covered_epsilon(covered, strength.norm)

@@ -33,22 +33,33 @@ class Scorer(nn.Module):
         return self.layers(self.standardise(features))[:, 0]
 
 
+class _Stack(nn.Module):
+    """One dense layer for each of several heads at once: [heads, B, inputs] -> [heads, B, outputs]."""
+
+    def __init__(self, heads: int, inputs: int, outputs: int):
+        super().__init__()
+        bound = 1 / math.sqrt(inputs)
+        self.weight = nn.Parameter(torch.empty(heads, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(heads, 1, outputs).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
 class StrengthNet(nn.Module):
     """Mean evidence of a campaign to the logarithm of epsilon: a deep set with a mean as its pooling.
 
-    Source of the shape: Zaheer et al. 2017, arXiv 1703.06114. `folds` heads share the projection; head k learns from
+    Source of the shape: Zaheer et al. 2017, arXiv 1703.06114. Several heads share the projection; head k learns from
     all rehearsed blocks but those of fold k, so that it can be judged on these (the cross-conformal idea of Vovk 2015).
     """
 
     def __init__(self, count: int, *, hidden: int = 128, folds: int = 4):
         super().__init__()
+        self.folds = folds
         self.project = nn.Linear(count, EVIDENCE - 1)
-        self.heads = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(EVIDENCE + 1, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
-                nn.Linear(hidden, 2 * len(NORMS) + 1),
-            )
-            for _ in range(folds)
+        self.heads = nn.Sequential(
+            _Stack(folds, EVIDENCE + 1, hidden), nn.GELU(), _Stack(folds, hidden, hidden), nn.GELU(),
+            _Stack(folds, hidden, 2 * len(NORMS) + 2),
         )
 
     def evidence(self, standardised: Tensor, logit: Tensor) -> Tensor:
@@ -63,10 +74,11 @@ class StrengthNet(nn.Module):
             n: inputs behind each mean, [B].
 
         Returns:
-            For each head: ln(epsilon) in each norm's unit and its standard deviation, both [folds, B, norms], and the
-            logit of the norm being L2, [folds, B].
+            For each head: ln(epsilon) in each norm's unit and its standard deviation, both [folds, B, norms], and two
+            logits, [folds, B, 2]: that the norm is L2, and that the changes are harmless.
         """
         size = n.clamp(1, 64).log().unsqueeze(-1) / math.log(64)
-        out = torch.stack([head(torch.cat([pooled, size], -1)) for head in self.heads])
-        centre, spread = out[..., : len(NORMS)] - 2, out[..., len(NORMS) : -1]
-        return centre, (spread.clamp(-5, 3) - 1).exp(), out[..., -1]
+        out = self.heads(torch.cat([pooled, size], -1).expand(self.folds, -1, -1))
+        norms = len(NORMS)
+        centre, spread = out[..., :norms] - 2, out[..., norms : 2 * norms]
+        return centre, (spread.clamp(-5, 3) - 1).exp(), out[..., 2 * norms :]

@@ -7,7 +7,7 @@ a campaign looks like from the receiving end. The training traffic never enters;
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from redoubt.threat import ThreatModel
 from redoubt.training.loop import use_bfloat16
 
 KINDS = ("fgsm", "step", "pgd", "climb", "momentum", "transfer")
-BENIGN = ("clean", "float", "gaussian", "sign", "brightness", "contrast", "blur")
+BENIGN = ("clean", "float", "gaussian", "uniform", "sign", "shot", "impulse", "brightness", "contrast", "blur")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,38 +111,39 @@ def _attack(kind: str, model, surrogate, x: Tensor, y: Tensor, threat: ThreatMod
     return pgd(model, x, y, threat, steps=steps, alpha=alpha, random_start=start, generator=noise)
 
 
-def benign(kind: str, x: Tensor, *, levels: int, generator: torch.Generator) -> Tensor:
-    """A harmless change of each picture, of random strength: [n, C, S, S] -> the same shape, in [0, 1].
+def benign(kind: str, x: Tensor, *, levels: int, generator: torch.Generator, amount: float | None = None) -> Tensor:
+    """A harmless change of each picture: [n, C, S, S] -> the same shape, in [0, 1].
 
     Half of the changed pictures are put back on the lattice, so that neither whole levels nor fractions speak for an
     attack.
+
+    Args:
+        kind: one of `BENIGN`.
+        amount: how strong, in [0, 1], for all of them; drawn for each picture when not given.
     """
     if kind == "clean":
         return x
 
-    def draw(low: float, high: float) -> Tensor:
-        each = torch.rand(len(x), 1, 1, 1, generator=generator).to(x.device)
-        return low + (high - low) * each
+    def noise(make: Callable = torch.rand, shape=x.shape) -> Tensor:
+        return make(shape, generator=generator).to(x.device)
 
-    def gauss() -> Tensor:
-        return torch.randn(x.shape, generator=generator).to(x.device)
-
+    each = noise(shape=(len(x), 1, 1, 1)) if amount is None else amount
+    size, signed = 0.005 * 20**each, 2 * each - 1   # 0.005 to 0.1, evenly in the logarithm; and -1 to 1
+    mean = x.mean((1, 2, 3), keepdim=True)
+    out = {
+        "float": lambda: x + (noise() - 0.5) / levels,
+        "gaussian": lambda: x + noise(torch.randn) * size,
+        "uniform": lambda: x + (2 * noise() - 1) * size,
+        "sign": lambda: x + noise(torch.randn).sign() * size,
+        "shot": lambda: x + noise(torch.randn) * size * (2 * x).sqrt(),
+        "impulse": lambda: torch.where(noise() < size, noise().round(), x),
+        "brightness": lambda: x + 0.2 * signed,
+        "contrast": lambda: mean + (x - mean) * (1 + 0.4 * signed),
+        "blur": lambda: x + (blur(x) - x) * (0.2 + 0.8 * each),
+    }[kind]().clamp(0, 1)
     if kind == "float":
-        out = x + (torch.rand(x.shape, generator=generator).to(x.device) - 0.5) / levels
-    elif kind == "gaussian":
-        out = x + gauss() * draw(0.005, 0.1)
-    elif kind == "sign":
-        out = x + gauss().sign() * draw(0.005, 0.1)
-    elif kind == "brightness":
-        out = x + draw(-0.2, 0.2)
-    elif kind == "contrast":
-        mean = x.mean((1, 2, 3), keepdim=True)
-        out = mean + (x - mean) * draw(0.6, 1.4)
-    else:
-        out = x + (blur(x) - x) * draw(0.2, 1)
-    out = out.clamp(0, 1)
-    half = (torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5).to(x.device)
-    return torch.where(half & (kind != "float"), on_lattice(out, levels), out)
+        return out
+    return torch.where(noise(shape=(len(x), 1, 1, 1)) < 0.5, on_lattice(out, levels), out)
 
 
 def blur(x: Tensor) -> Tensor:

@@ -9,62 +9,77 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redoubt.detection.detector import LEVELS, SIZES, widen
-from redoubt.detection.networks import Scorer, StrengthNet
+from redoubt.detection.detector import LEVELS, NORM_MINIMUM, SIZES, widen
+from redoubt.detection.networks import NORMS, Scorer, StrengthNet
 from redoubt.detection.rehearsal import KINDS
 
-CAMPAIGNS = 96        # drawn a step
-CONTAMINATION = 0.15   # share of a campaign's flagged inputs that may be harmless
+HARMLESS = len(NORMS)   # in the place of a norm: a block of pictures that were changed without malice
+CAMPAIGNS = 96          # learned from in each step
+ROUNDS = 24             # campaigns drawn from each block in all
+CONTAMINATION = 0.15    # share of a campaign's flagged inputs that may be harmless
+NORM_RISK = 0.002       # share of held-out campaigns that may be taken for L2, or for harmless, when they are not
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsed:
-    """Features of B rehearsed attack blocks of n pictures.
+    """Features of B rehearsed blocks of n pictures.
 
     Attributes:
         features: float [B, n, F].
-        real: bool [B, n], whether the attack changed the picture at all.
-        log_epsilon: float [B], ln(epsilon) in the unit of the block's norm.
-        norm: int [B], index into `networks.NORMS`.
-        kind: int [B], index into `rehearsal.KINDS`.
+        usable: bool [B, n], whether the picture may stand in a campaign.
+        log_epsilon: float [B], ln(epsilon) in the unit of the block's norm; without meaning where harmless.
+        norm: int [B], index into `networks.NORMS`, or `HARMLESS`.
     """
 
     features: Tensor
-    real: Tensor
+    usable: Tensor
     log_epsilon: Tensor
     norm: Tensor
-    kind: Tensor
 
 
-class _Campaigns:
-    """Draws campaigns from blocks as serving would collect them: flagged inputs, some of them harmless."""
+@dataclass(frozen=True, kw_only=True)
+class Campaigns:
+    """Drawn campaigns: `mean` [M, F + 1] standardised features and squashed score, `n` [M], `block` [M]."""
 
-    def __init__(self, attacks: Rehearsed, suspects: Tensor, scorer: Scorer, threshold: float, seed: int):
-        with torch.no_grad():
-            logit = scorer(attacks.features.flatten(0, 1)).view(attacks.real.shape)
-            self.inputs = torch.cat([scorer.standardise(attacks.features), squash(logit)], -1)
-            self.suspects = torch.cat([scorer.standardise(suspects), squash(scorer(suspects))], -1)
-        self.usable = attacks.real & (logit > threshold)
-        # A block that is hardly ever flagged never becomes a campaign.
-        self.blocks = (self.usable.sum(1) >= 4).nonzero()[:, 0]
-        self.generator = torch.Generator().manual_seed(seed)
+    mean: Tensor
+    n: Tensor
+    block: Tensor
 
-    def draw(self, blocks: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean inputs [B, F + 1] and the number behind them [B], for blocks [B] and wished sizes [B]."""
-        device = self.inputs.device
-        order = torch.rand(len(blocks), self.usable.shape[1], generator=self.generator).to(device)
-        order = order.masked_fill(~self.usable[blocks], 2.0).argsort(1).argsort(1)
-        chosen = ((order < size.to(device).unsqueeze(1)) & self.usable[blocks]).float()
+
+@torch.no_grad()
+def draw_campaigns(
+    blocks: Rehearsed, suspects: Tensor, scorer: Scorer, sizes: list[Tensor], generator: torch.Generator
+) -> Campaigns:
+    """One campaign from each block for every entry of `sizes` ([B] wished sizes), as serving would collect it.
+
+    Args:
+        suspects: features [M, F] of harmless inputs that score high; six campaigns in ten of attacked inputs are
+            contaminated with up to `CONTAMINATION` of them.
+    """
+    device = blocks.features.device
+    logit = scorer(blocks.features.flatten(0, 1)).view(blocks.usable.shape)
+    inputs = torch.cat([scorer.standardise(blocks.features), squash(logit)], -1)
+    suspects = torch.cat([scorer.standardise(suspects), squash(scorer(suspects))], -1)
+    # A block that is hardly ever flagged never becomes a campaign.
+    kept = (blocks.usable.sum(1) >= 4).nonzero()[:, 0]
+    inputs, usable, attacked = inputs[kept], blocks.usable[kept], blocks.norm[kept] != HARMLESS
+    means, counts = [], []
+    for size in sizes:
+        order = torch.rand(usable.shape, generator=generator).to(device).masked_fill(~usable, 2.0).argsort(1).argsort(1)
+        chosen = ((order < size.to(device)[kept].unsqueeze(1)) & usable).float()
         n = chosen.sum(1)
-        mean = torch.einsum("bn,bnf->bf", chosen, self.inputs[blocks]) / n.unsqueeze(1)
-        share = torch.rand(len(blocks), generator=self.generator) * CONTAMINATION
-        share *= (torch.rand(len(blocks), generator=self.generator) < 0.6) & (n.cpu() >= 8)
-        share = share.to(device).unsqueeze(1)
-        rows = torch.randint(len(self.suspects), (len(blocks), 8), generator=self.generator).to(device)
-        return mean * (1 - share) + self.suspects[rows].mean(1) * share, n
+        mean = torch.einsum("bn,bnf->bf", chosen, inputs) / n.unsqueeze(1)
+        share = torch.rand(len(kept), generator=generator) * CONTAMINATION
+        share = share * (torch.rand(len(kept), generator=generator) < 0.6)
+        share = (share.to(device) * ((n >= 8) & attacked)).unsqueeze(1)
+        rows = torch.randint(len(suspects), (len(kept), 8), generator=generator).to(device)
+        means.append(mean * (1 - share) + suspects[rows].mean(1) * share)
+        counts.append(n)
+    return Campaigns(mean=torch.cat(means), n=torch.cat(counts), block=kept.repeat(len(sizes)))
 
 
 def squash(logit: Tensor) -> Tensor:
+    """The score as evidence: bounded, so that one certain input cannot drown the others."""
     return torch.tanh(logit / 8).unsqueeze(-1)
 
 
@@ -72,32 +87,30 @@ def _evidence(net: StrengthNet, mean: Tensor) -> Tensor:
     return torch.cat([net.project(mean[:, :-1]), mean[:, -1:]], -1)
 
 
-def _fold(index: Tensor, folds: int) -> Tensor:
+def _fold(block: Tensor, folds: int) -> Tensor:
     """The fold of each block; kinds alternate, so that every fold holds all of them."""
-    return index // len(KINDS) % folds
+    return block // len(KINDS) % folds
 
 
-def fit_strength(
-    attacks: Rehearsed, suspects: Tensor, scorer: Scorer, threshold: float, *, levels: int, seed: int, steps: int
-) -> StrengthNet:
-    """Learn ln(epsilon) and its spread by maximum likelihood on drawn campaigns of 1 to a block's number of inputs.
+def fit_strength(blocks: Rehearsed, suspects: Tensor, scorer: Scorer, *, levels: int, seed: int, steps: int):
+    """Learn ln(epsilon) and its spread by maximum likelihood, and norm and harmlessness, on drawn campaigns.
 
-    Args:
-        suspects: features [M, F] of the harmless inputs that score highest; campaigns are contaminated with them.
+    Returns:
+        The `StrengthNet`, in eval mode.
     """
-    campaigns = _Campaigns(attacks, suspects, scorer, threshold, seed)
-    device, most = attacks.features.device, attacks.real.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    count, most = blocks.usable.shape
+    # Sizes from 1 to the whole block, evenly in the logarithm, the whole block twice as likely.
+    sizes = [(torch.rand(count, generator=generator) * math.log(2 * most)).exp().floor() for _ in range(ROUNDS)]
+    campaigns = draw_campaigns(blocks, suspects, scorer, sizes, generator)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = StrengthNet(attacks.features.shape[-1]).to(device)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=1e-2)
+        net = StrengthNet(blocks.features.shape[-1]).to(campaigns.mean.device)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
-    draw = campaigns.generator
     for _ in range(steps):
-        blocks = campaigns.blocks[torch.randint(len(campaigns.blocks), (CAMPAIGNS,), generator=draw).to(device)]
-        size = (torch.rand(CAMPAIGNS, generator=draw) * math.log(2 * most)).exp().clamp_max(most).floor()
-        mean, n = campaigns.draw(blocks, size)
-        loss = _loss(net, _evidence(net, mean), n, attacks, blocks, levels)
+        rows = torch.randint(len(campaigns.n), (CAMPAIGNS,), generator=generator).to(campaigns.n.device)
+        loss = _loss(net, campaigns.mean[rows], campaigns.n[rows], blocks, campaigns.block[rows], levels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -105,49 +118,48 @@ def fit_strength(
     return net.eval().requires_grad_(False)
 
 
-def _loss(net: StrengthNet, pooled: Tensor, n: Tensor, attacks: Rehearsed, blocks: Tensor, levels: int) -> Tensor:
-    centre, spread, logit = net(pooled, n)
-    norm, truth = attacks.norm[blocks], attacks.log_epsilon[blocks]
-    own = norm.view(1, -1, 1).expand(len(centre), -1, 1)
+def _loss(net: StrengthNet, mean: Tensor, n: Tensor, blocks: Rehearsed, block: Tensor, levels: int) -> Tensor:
+    """Mean over heads and campaigns; each head leaves its own fold out."""
+    centre, spread, logits = net(_evidence(net, mean), n)
+    norm, truth = blocks.norm[block], blocks.log_epsilon[block]
+    attacked = norm != HARMLESS
+    own = norm.clamp_max(HARMLESS - 1).view(1, -1, 1).expand(len(centre), -1, 1)
     spread = widen(centre.detach(), spread, levels)
     error, spread = truth - centre.gather(2, own)[..., 0], spread.gather(2, own)[..., 0]
-    fit = (error / spread).square() / 2 + spread.log()
-    is_l2 = norm.float().expand(len(centre), -1)
-    fit = fit + 0.3 * F.binary_cross_entropy_with_logits(logit, is_l2, reduction="none")
-    folds = torch.arange(len(centre), device=blocks.device).unsqueeze(1)
-    return (fit * (_fold(blocks, len(centre)).unsqueeze(0) != folds)).mean()
+    loss = ((error / spread).square() / 2 + spread.log()) * attacked
+    target = torch.stack([(norm == 1).float(), (~attacked).float()], -1).expand_as(logits)
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    loss = loss + 0.3 * entropy[..., 0] * attacked + 0.3 * entropy[..., 1]
+    folds = torch.arange(len(centre), device=block.device).unsqueeze(1)
+    return (loss * (_fold(block, len(centre)).unsqueeze(0) != folds)).mean()
 
 
 @torch.no_grad()
-def calibrate(
-    net: StrengthNet, attacks: Rehearsed, suspects: Tensor, scorer: Scorer, threshold: float, *, levels: int, seed: int
-) -> tuple[list, float]:
-    """Quantiles of the scaled error on blocks that a head did not learn from, and the logit that means L2.
+def calibrate(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, scorer: Scorer, *, levels: int, seed: int):
+    """Quantiles of the scaled error on blocks that a head did not learn from, and when to believe the two logits.
 
     Returns:
-        [norm][size][level] for `detector.SIZES` and `detector.LEVELS`, and the norm threshold: no held-out Linf
-        campaign of 16 inputs or more exceeds it, since taking Linf for L2 would start a needless retraining run.
+        The quantiles [norm][size][level] for `detector.SIZES` and `detector.LEVELS`; the logit that at most
+        `NORM_RISK` of held-out Linf campaigns exceed for L2, since taking one for the other starts a needless retrain;
+        and the same for attacks taken for harmless. Neither is below 0.
     """
-    campaigns = _Campaigns(attacks, suspects, scorer, threshold, seed + 1)
-    blocks = campaigns.blocks
-    own_head = _fold(blocks, len(net.heads))
-    table = torch.zeros(2, len(SIZES), len(LEVELS))
-    highest_linf = 0.0
+    generator = torch.Generator().manual_seed(seed + 1)
+    table = torch.zeros(len(NORMS), len(SIZES), len(LEVELS))
+    as_l2, as_harmless = [], []
     for column, size in enumerate(SIZES):
-        errors, norms = [], []
-        for _ in range(4):
-            mean, n = campaigns.draw(blocks, torch.full((len(blocks),), float(size)))
-            centre, spread, logit = net(_evidence(net, mean), n)
-            rows = torch.arange(len(blocks), device=blocks.device)
-            centre, spread, logit = centre[own_head, rows], spread[own_head, rows], logit[own_head, rows]
-            norm = attacks.norm[blocks]
-            spread = widen(centre, spread, levels)[rows, norm]
-            errors.append((attacks.log_epsilon[blocks] - centre[rows, norm]) / spread)
-            norms.append(norm)
-            if size >= 16:
-                highest_linf = max(highest_linf, logit[norm == 0].max().item())
-        errors, norms = torch.cat(errors), torch.cat(norms)
-        for index in range(2):
-            if (norms == index).any():
-                table[index, column] = errors[norms == index].cpu().quantile(torch.tensor(LEVELS))
-    return table.tolist(), highest_linf
+        sizes = [torch.full((len(blocks.norm),), float(size))] * 4
+        campaigns = draw_campaigns(blocks, suspects, scorer, sizes, generator)
+        norm, truth = blocks.norm[campaigns.block], blocks.log_epsilon[campaigns.block]
+        centre, spread, logits = net(_evidence(net, campaigns.mean), campaigns.n)
+        rows = torch.arange(len(norm), device=norm.device)
+        head = _fold(campaigns.block, net.folds)
+        centre, logits = centre[head, rows], logits[head, rows]
+        error = (truth.unsqueeze(1) - centre) / widen(centre, spread[head, rows], levels)
+        for index in range(len(NORMS)):
+            if (norm == index).any():
+                table[index, column] = error[norm == index, index].cpu().quantile(torch.tensor(LEVELS))
+        if size >= NORM_MINIMUM:
+            as_l2.append(logits[norm == 0, 0])
+            as_harmless.append(logits[norm != HARMLESS, 1])
+    bounds = [max(0.0, torch.cat(part).quantile(1 - NORM_RISK).item()) for part in (as_l2, as_harmless)]
+    return table.tolist(), *bounds

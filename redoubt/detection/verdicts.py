@@ -36,6 +36,7 @@ class Strength:
         estimate: epsilon, in that norm's unit over pixels in [0, 1].
         low, high: one-sided 99 % bounds of it, the bias between kinds of attack and half a lattice step included.
         n: how many inputs stand behind it.
+        harmless: the inputs look like noise or another change without malice; then the bounds mean nothing.
     """
 
     norm: str
@@ -43,3 +44,4 @@ class Strength:
     low: float
     high: float
     n: int
+    harmless: bool = False
