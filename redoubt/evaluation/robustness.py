@@ -78,7 +78,10 @@ def evaluate(
     drawn = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:curve_n].sort().values.to(device)
     rows = []
     with eval_mode(model):
-        predicted = predict(model, x).argmax(1).cpu()
+        logits = predict(model, x).cpu()
+        if logits.shape[1] != len(classes):
+            raise InvalidInput(f"the model has {logits.shape[1]} outputs, but there are {len(classes)} classes")
+        predicted = logits.argmax(1)
         clean = _share(int((predicted == y.cpu()).sum()), len(x))
         for name in attacks:
             for norm, epsilon in points:
@@ -149,7 +152,7 @@ def _share(right: int, n: int) -> dict:
 def _by_class(predicted: Tensor, y: Tensor, classes: Sequence[str]) -> dict:
     """Rows per class, the worst of them, and the confusion matrix (true class by row, predicted by column)."""
     size = len(classes)
-    confusion = torch.bincount(y * size + predicted.clamp_max(size - 1), minlength=size * size).view(size, size)
+    confusion = torch.bincount(y * size + predicted, minlength=size * size).view(size, size)
     rows = []
     for label, name in enumerate(classes):
         n = int(confusion[label].sum())
