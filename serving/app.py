@@ -21,7 +21,7 @@ from serving.champion import Champions
 from serving.engine import LoadedModel
 from serving.images import decode_image
 from serving.launcher import Launcher
-from serving.problems import NotFound, NotReady, ServingError, TooLarge
+from serving.problems import NotFound, NotReady, TooLarge
 from serving.server import Server
 from serving.settings import Settings
 
@@ -53,7 +53,7 @@ def create_app(
     app.state.server = server
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(_Front, server=server)
-    for kind in (*STATUSES, HTTPException, RequestValidationError, Exception):
+    for kind in (*STATUSES, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _explain)
     _add_health(app, server)
     _add_models(app, server)
@@ -169,7 +169,7 @@ def _json(content: bytes) -> Response:
 
 
 async def _explain(_: Request, error: Exception) -> JSONResponse:
-    """Every error in the protocol's own form. Faults of ours say no more than that they are ours."""
+    """Every error that has a meaning for the client, in the protocol's own form."""
     headers = None
     if isinstance(error, HTTPException):
         status, text, headers = error.status_code, str(error.detail), error.headers
@@ -178,13 +178,14 @@ async def _explain(_: Request, error: Exception) -> JSONResponse:
     elif isinstance(error, RequestValidationError):
         status, text = 400, "; ".join(str(fault["msg"]) for fault in error.errors())
     else:
-        status = next((code for kind, code in STATUSES.items() if isinstance(error, kind)), 500)
-        text = "internal error" if status == 500 else str(error)
+        status = next(code for kind, code in STATUSES.items() if isinstance(error, kind))
+        text = str(error)
     return JSONResponse({"error": text}, status, headers)
 
 
 class _Front:
-    """The outermost layer: refuses a body that announces itself as too large, and counts inference requests."""
+    """The outermost layer: refuses a body that announces itself as too large, answers for faults of ours without a
+    word about them, and counts inference requests."""
 
     def __init__(self, app, server: Server):
         self._app, self._server = app, server
@@ -193,7 +194,7 @@ class _Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 500
+        status = 0
 
         async def note(message) -> None:
             nonlocal status
@@ -208,6 +209,11 @@ class _Front:
                 await JSONResponse({"error": text}, 413)(scope, receive, note)
             else:
                 await self._app(scope, receive, note)
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            if status:
+                raise   # half an answer is out: all that is left is to close the connection
+            await JSONResponse({"error": "internal error"}, 500)(scope, receive, note)
         finally:
             if scope["method"] == "POST" and scope["path"].startswith("/v2/models/"):
                 self._server.count(status >= 500)
@@ -216,6 +222,3 @@ class _Front:
 def _announced(scope) -> int:
     length = Headers(scope=scope).get("content-length", "")
     return int(length) if length.isdecimal() and length.isascii() else 0
-
-
-__all__ = ["ServingError", "create_app"]

@@ -16,6 +16,7 @@ from serving.problems import TooLarge
 FORMATS = ("PNG", "JPEG")
 # Pillow would print a warning for a big picture; the bound in `decode_image` follows at once and is tighter.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+_PNG_END = b"IEND\xaeB`\x82"
 _OPAQUE = {"1", "L", "RGB", "P"}
 _WITH_ALPHA = {"LA", "RGBA"}
 
@@ -46,6 +47,8 @@ def decode_image(data: bytes, shape: tuple[int, int, int], *, max_side: int) -> 
             raise InvalidInput(
                 f"the picture is {image.width}x{image.height} pixels: the model takes exactly {width}x{height}"
             )
+        if image.format == "PNG" and _PNG_END not in data:
+            raise InvalidInput("the picture is truncated: a PNG ends with an IEND chunk")
         image.load()
         pixels = np.asarray(_convert(image, "L" if channels == 1 else "RGB"))
     except (InvalidInput, TooLarge):

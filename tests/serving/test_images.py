@@ -71,11 +71,11 @@ def test_a_huge_picture_is_refused_before_decoding(side, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@pytest.mark.parametrize("kept", [0.97, 0.7])
+@pytest.mark.parametrize("kept", [0.999, 0.97, 0.7])
 def test_a_truncated_picture_is_refused(kind, kept):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(noise), kind)
-    with pytest.raises(InvalidInput, match="truncated or damaged"):
+    with pytest.raises(InvalidInput, match="truncated"):
         decode_image(data[: int(len(data) * kept)], (3, 64, 64), max_side=64)
 
 

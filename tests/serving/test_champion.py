@@ -1,0 +1,164 @@
+"""Following the champion: swaps under load, and what happens when registry or version are not in order."""
+
+import shutil
+import threading
+
+import httpx
+import pytest
+import torch
+from serving_support import wait_until
+
+from redoubt.bundle import open_bundle, seal
+from redoubt.registry import Registry
+
+
+def test_no_champion_is_not_ready_and_says_so(live, registry):
+    registry.number = None
+    running = live(registry, ready=False)
+    wait_until(lambda: "no champion" in (running.status()["problem"] or ""))
+    for path in ("/v2/health/ready", "/v2/models/digits", "/v2/models/digits/ready"):
+        got = running.client.get(path)
+        assert got.status_code == 503
+        assert "no champion" in got.json()["error"]
+    assert running.client.get("/v2/health/live").status_code == 200
+    assert running.infer(torch.zeros(1, 1, 8, 8)).status_code == 503
+    assert running.status()["ready"] is False
+    registry.number = 1
+    wait_until(lambda: running.status()["ready"])
+    assert running.status()["problem"] is None
+
+
+def test_twenty_swaps_under_load_lose_nothing(live, registry, make_bundle, other_model):
+    registry.folders[2] = make_bundle(detector=False, model=other_model)
+    running = live(registry, poll_seconds=0.01)
+    x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = {
+        str(number): open_bundle(folder).model()(x).softmax(1).flatten().tolist()
+        for number, folder in registry.folders.items()
+    }
+    done, versions, wrong = threading.Event(), set(), []
+
+    def load():
+        with httpx.Client(base_url=running.client.base_url, trust_env=False, timeout=20) as client:
+            data = {"name": "input", "shape": [4, 1, 8, 8], "datatype": "FP32", "data": x.flatten().tolist()}
+            while not done.is_set():
+                got = client.post("/v2/models/digits/infer", json={"inputs": [data]})
+                if got.status_code != 200:
+                    wrong.append(got.text)
+                    continue
+                answer = got.json()
+                versions.add(answer["model_version"])
+                if answer["outputs"][1]["data"] != pytest.approx(expected[answer["model_version"]], abs=1e-5):
+                    wrong.append(answer)
+
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        registry.number = 3 - registry.number
+        wait_until(lambda: running.server.engine.current.version == str(registry.number), what="the swap")
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert versions == {"1", "2"}
+    status = running.status()
+    assert status["requests"]["failed"] == 0
+    assert len(status["swaps"]) == 21
+    assert all(swap["seconds"] >= 0 for swap in status["swaps"])
+    assert registry.fetched == 2   # a version that was here before is taken from disk or memory
+
+
+def spoil(folder, how: str) -> None:
+    if how == "altered":
+        with (folder / "model.safetensors").open("r+b") as file:
+            file.seek(500)
+            file.write(b"\xff\xfe\xfd")
+    elif how == "missing":
+        (folder / "detector.safetensors").unlink()
+    elif how == "manifest":
+        (folder / "manifest.json").write_text("{}")
+    elif how == "nan":   # every checksum is right, the model is not
+        from safetensors.torch import load_file, save_file
+
+        weights = {key: value * float("nan") for key, value in load_file(folder / "model.safetensors").items()}
+        save_file(weights, folder / "model.safetensors")
+        seal(folder)
+    elif how == "detector":
+        (folder / "detector.json").write_text('{"format": 99}')
+        seal(folder)
+
+
+@pytest.mark.parametrize("how", ["altered", "missing", "manifest", "nan", "detector"])
+def test_a_bad_folder_is_refused_and_the_old_model_goes_on(live, registry, make_bundle, defended, how):
+    registry.folders[2] = make_bundle()
+    spoil(registry.folders[2], how)
+    running = live(registry)
+    registry.number = 2
+    wait_until(lambda: "version 2 is refused" in (running.status()["problem"] or ""))
+    status = running.status()
+    assert status["ready"]
+    assert status["champion"]["version"] == "1"
+    assert running.infer(torch.zeros(1, 1, 8, 8)).json()["model_version"] == "1"
+    registry.folders[3], registry.number = defended, 3
+    wait_until(lambda: running.status()["champion"]["version"] == "3")
+    assert running.status()["problem"] is None
+
+
+def test_a_refused_version_is_tried_again_with_growing_pauses(live, registry, make_bundle):
+    registry.folders[2] = make_bundle()
+    good = (registry.folders[2] / "model.safetensors").read_bytes()
+    spoil(registry.folders[2], "altered")
+    running = live(registry, poll_seconds=0.02)
+    registry.number = 2
+    wait_until(lambda: registry.fetched >= 4)
+    (registry.folders[2] / "model.safetensors").write_bytes(good)
+    wait_until(lambda: running.status()["champion"]["version"] == "2")
+
+
+def test_a_registry_that_is_down_changes_nothing(live, registry):
+    running = live(registry)
+    registry.down = True
+    wait_until(lambda: "registry is down" in (running.status()["problem"] or ""))
+    assert running.infer(torch.zeros(1, 1, 8, 8)).status_code == 200
+    registry.down = False
+    wait_until(lambda: running.status()["problem"] is None)
+
+
+def test_a_start_without_registry_serves_the_last_champion(live, registry):
+    live(registry)
+    registry.down = True
+    running = live(registry)   # the same home
+    assert running.infer(torch.zeros(1, 1, 8, 8)).json()["model_version"] == "1"
+    assert "registry is down" in running.status()["problem"]
+
+
+def test_a_damaged_copy_is_fetched_again(live, registry):
+    first = live(registry)
+    copy = first.server.settings.home / "models" / "digits" / "1"
+    assert copy.is_dir()
+    shutil.rmtree(copy)
+    copy.mkdir()
+    live(registry)
+    assert registry.fetched == 2
+
+
+def test_going_back_takes_the_model_that_is_still_warm(live, registry, defended):
+    registry.folders[2] = defended
+    running = live(registry)
+    first = running.server.engine.current
+    registry.number = 2
+    wait_until(lambda: running.server.engine.current is not first)
+    registry.number = 1
+    wait_until(lambda: running.server.engine.current is first)
+
+
+def test_the_real_registry(live, tmp_path, undefended, defended):
+    registry = Registry(f"sqlite:///{tmp_path}/mlflow.db", "digits")
+    running = live(registry, ready=False)
+    wait_until(lambda: "no champion" in (running.status()["problem"] or ""), 30)
+    for folder, version in ((undefended, "1"), (defended, "2")):
+        registry.promote(registry.register(open_bundle(folder), metrics={}, parameters={}, tags={}))
+        wait_until(lambda: (running.status()["champion"] or {}).get("version") == version, 20)   # noqa: B023
+    assert running.status()["champion"]["threats"] == [{"norm": "Linf", "epsilon": 0.3}]
+    assert running.infer(torch.zeros(1, 1, 8, 8)).status_code == 200
