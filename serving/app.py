@@ -13,6 +13,7 @@ from pydantic_core import to_json
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.requests import ClientDisconnect
 
 from redoubt import __version__
 from redoubt.errors import InvalidInput
@@ -209,6 +210,8 @@ class _Front:
                 await JSONResponse({"error": text}, 413)(scope, receive, note)
             else:
                 await self._app(scope, receive, note)
+        except ClientDisconnect:
+            status = status or 499   # the caller went away: nobody is left to answer
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
             if status:

@@ -55,7 +55,8 @@ class Campaigns:
         if self.current is None:
             return
         self._request = self._ledger.last_request(self.current)
-        if self.current.model_version == loaded.version:
+        if self.current.model_version == loaded.version:   # a restart: it goes on where it stood
+            self.refresh()
             return
         if self._answered_by(loaded):
             outcome = "covered" if self.current.outcome == "covered" else "answered"

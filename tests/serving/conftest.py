@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +22,7 @@ from redoubt.data.prepared import Prepared
 from redoubt.detection import FitConfig, fit
 from redoubt.errors import RegistryError
 from redoubt.models import Architecture, build
-from redoubt.registry import Version
+from redoubt.registry import Registry, Version
 from redoubt.threat import ThreatModel
 from serving.app import create_app
 from serving.settings import Settings
@@ -102,18 +104,19 @@ def other_model(digits):
     return build(Architecture(name="compact-cnn", num_classes=10, channels=1, size=8, mean=(0.3,), std=(0.4,))).eval()
 
 
+def quick_settings(home: Path, **changes) -> Settings:
+    """Settings for a server that waits for nothing."""
+    values = {
+        "model_name": "digits", "home": home, "poll_seconds": 0.05, "cool_down_seconds": 0,
+        "backoff_seconds": 0.05, "retrain_command": [sys.executable, str(CHILD)], **changes,
+    }
+    return Settings(**values)
+
+
 @pytest.fixture
 def settings(tmp_path):
     """A function (**changes) -> settings for a quick server with a home of its own."""
-
-    def make(**changes) -> Settings:
-        values = {
-            "model_name": "digits", "home": tmp_path / "home", "poll_seconds": 0.05, "cool_down_seconds": 0,
-            "backoff_seconds": 0.05, "retrain_command": [sys.executable, str(CHILD)], **changes,
-        }
-        return Settings(**values)
-
-    return make
+    return lambda **changes: quick_settings(**{"home": tmp_path / "home", **changes})
 
 
 @dataclass
@@ -131,30 +134,48 @@ class Live:
         return self.client.post("/v2/models/digits/infer", json={"inputs": [tensor]})
 
 
-@pytest.fixture
-def live(settings):
-    """A function (registry, launcher=None, **settings) -> a started server on a free port."""
-    running = []
-
-    def start(registry, launcher=None, *, ready: bool = True, **changes) -> Live:
-        app = create_app(settings(**changes), registry=registry, launcher=launcher)
-        uvicorn_server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
-        thread = threading.Thread(target=uvicorn_server.run, daemon=True)
-        thread.start()
-        wait_until(lambda: uvicorn_server.started, what="the start")
-        port = uvicorn_server.servers[0].sockets[0].getsockname()[1]
-        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False)
-        running.append((uvicorn_server, thread, client))
+@contextmanager
+def started(settings: Settings, registry, *, ready: bool = True) -> Iterator[Live]:
+    """A started server on a free port."""
+    app = create_app(settings, registry=registry)
+    uvicorn_server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
+    thread = threading.Thread(target=uvicorn_server.run, daemon=True)
+    thread.start()
+    wait_until(lambda: uvicorn_server.started, what="the start")
+    port = uvicorn_server.servers[0].sockets[0].getsockname()[1]
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
         if ready:
             wait_until(lambda: client.get("/v2/health/ready").status_code == 200, what="readiness")
-        return Live(app.state.server, client)
+        yield Live(app.state.server, client)
+    uvicorn_server.should_exit = True
+    thread.join(timeout=20)
+    assert not thread.is_alive()
 
-    yield start
-    for uvicorn_server, thread, client in running:
-        client.close()
-        uvicorn_server.should_exit = True
-        thread.join(timeout=20)
-        assert not thread.is_alive()
+
+@pytest.fixture
+def live(settings):
+    """A function (registry, ready=True, **settings) -> a started server, with the test's own home."""
+    with ExitStack() as running:
+        yield lambda registry, *, ready=True, **changes: running.enter_context(
+            started(settings(**changes), registry, ready=ready)
+        )
+
+
+@pytest.fixture(scope="module")
+def limited(undefended, tmp_path_factory):
+    """A started server with tight limits, for requests that leave no trace in it."""
+    tight = quick_settings(tmp_path_factory.mktemp("limited"), max_body_bytes=4096, max_image_side=32)
+    with started(tight, FolderRegistry({1: undefended}, 1)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(undefended, tmp_path_factory) -> str:
+    """A real registry in a folder whose name has a space; the champion of `digits` is version 1. Read only."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('ml flow')}/mlflow.db"
+    registry = Registry(uri, "digits")
+    registry.promote(registry.register(open_bundle(undefended), metrics={}, parameters={}, tags={}))
+    return uri
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The real app over HTTP: what a client sees, and that bad input is never our fault."""
 
 import json
+import socket
+import time
 from io import BytesIO
 
 import httpx
@@ -104,18 +106,17 @@ def tensor(**changes) -> dict:
     ],
 )
 @pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
-def test_bad_requests_are_explained(live, registry, path, content, status, says, chunked):
-    running = live(registry, max_body_bytes=4096, max_image_side=32)
+def test_bad_requests_are_explained(limited, path, content, status, says, chunked):
     content = content.encode() if isinstance(content, str) else content
     body = (content[i : i + 1000] for i in range(0, len(content), 1000)) if chunked else content
-    got = running.client.post(path, content=body)
+    got = limited.client.post(path, content=body)
     assert (got.status_code, list(got.json())) == (status, ["error"])
     assert says in got.json()["error"]
-    assert running.status()["requests"]["failed"] == 0
+    assert limited.status()["requests"]["failed"] == 0
 
 
-def test_other_bad_requests(live, registry):
-    client = live(registry).client
+def test_other_bad_requests(limited):
+    client = limited.client
     for got, status in [
         (client.post(IMAGE, files={"wrong": ("a.png", b"x")}), 400),
         (client.post(IMAGE, content=b"x", headers={"content-type": "multipart/form-data"}), 400),
@@ -126,6 +127,16 @@ def test_other_bad_requests(live, registry):
         (client.get("/v2/models/letters/ready"), 404),
     ]:
         assert (got.status_code, list(got.json())) == (status, ["error"]), got.text
+
+
+def test_a_client_that_goes_away_is_no_failure(limited, caplog):
+    total = limited.status()["requests"]["total"]
+    with socket.create_connection((limited.client.base_url.host, limited.client.base_url.port)) as connection:
+        connection.sendall(b"POST /v2/models/digits/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        time.sleep(0.05)
+    wait_until(lambda: limited.status()["requests"]["total"] == total + 1)
+    assert limited.status()["requests"]["failed"] == 0
+    assert "failed" not in caplog.text
 
 
 def test_a_fault_of_ours_says_no_more_than_that(live, registry, monkeypatch):

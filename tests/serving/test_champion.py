@@ -153,12 +153,17 @@ def test_going_back_takes_the_model_that_is_still_warm(live, registry, defended)
     wait_until(lambda: running.server.engine.current is first)
 
 
-def test_the_real_registry(live, tmp_path, undefended, defended):
-    registry = Registry(f"sqlite:///{tmp_path}/mlflow.db", "digits")
-    running = live(registry, ready=False)
-    wait_until(lambda: "no champion" in (running.status()["problem"] or ""), 30)
-    for folder, version in ((undefended, "1"), (defended, "2")):
-        registry.promote(registry.register(open_bundle(folder), metrics={}, parameters={}, tags={}))
-        wait_until(lambda: (running.status()["champion"] or {}).get("version") == version, 20)   # noqa: B023
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")   # MLflow's own, on its first use
+def test_the_real_registry(live, mlflow_uri, defended, tmp_path):
+    (tmp_path / "other").mkdir()
+    registry = Registry(mlflow_uri, "digits")
+    running = live(registry)
+    assert running.infer(torch.zeros(1, 1, 8, 8)).json()["model_version"] == "1"
+    nobody = live(Registry(mlflow_uri, "letters"), home=tmp_path / "other", ready=False)
+    wait_until(lambda: "no champion" in (nobody.status()["problem"] or ""))
+    second = registry.register(open_bundle(defended), metrics={}, parameters={}, tags={})
+    registry.promote(second)
+    wait_until(lambda: running.status()["champion"]["version"] == "2")
     assert running.status()["champion"]["threats"] == [{"norm": "Linf", "epsilon": 0.3}]
-    assert running.infer(torch.zeros(1, 1, 8, 8)).status_code == 200
+    registry.rollback()
+    wait_until(lambda: running.status()["champion"]["version"] == "1")

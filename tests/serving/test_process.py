@@ -1,0 +1,113 @@
+"""`python -m serving` as a process: the port, the signals, and a retraining run that a restart interrupts."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+from serving_support import CHILD, wait_until
+
+from redoubt.threat import ThreatModel
+from serving.__main__ import main
+from serving.ledger import Ledger
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_port_in_use_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("REDOUBT_HOME", str(tmp_path / "home"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["--port", str(port)]) == 2
+    assert capsys.readouterr().err == f"serving: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
+
+
+@pytest.mark.parametrize("arguments", [["--port", "99999"], ["--poll-seconds", "-1"], ["--model-name", "a:b"]])
+def test_a_bad_setting_is_said_in_one_line(arguments, capsys):
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("serving: REDOUBT_" if arguments[0] != "--model-name" else "serving: ")
+
+
+def test_a_home_that_cannot_be_made(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["--port", "0", "--home", str(tmp_path / "file" / "home")]) == 1
+    assert "ledger" in capsys.readouterr().err
+
+
+class Process:
+    """A serving process; `with` makes sure that it is gone at the end."""
+
+    def __init__(self, home: Path, tracking_uri: str):
+        environment = os.environ | {
+            "REDOUBT_HOME": str(home), "REDOUBT_TRACKING_URI": tracking_uri, "REDOUBT_MODEL_NAME": "digits",
+            "REDOUBT_POLL_SECONDS": "0.1", "REDOUBT_RETRAIN_COMMAND": f'["{sys.executable}", "{CHILD}"]',
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "serving", "--port", "0"], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )
+        self.errors: list[str] = []
+        threading.Thread(target=lambda: self.errors.extend(self.process.stderr), daemon=True).start()
+        line = self.process.stdout.readline()
+        assert line.startswith("listening on http://127.0.0.1:"), (line, self.errors)
+        self.url = line.split()[-1]
+
+    def get(self, path: str) -> httpx.Response | None:
+        try:
+            return httpx.get(self.url + path, timeout=10, trust_env=False)
+        except httpx.TransportError:
+            return None
+
+    def ready(self) -> bool:
+        answer = self.get("/v2/health/ready")
+        return answer is not None and answer.status_code == 200
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def test_a_run_that_sigterm_interrupts_is_finished_once(tmp_path, mlflow_uri):
+    home = tmp_path / "a home"
+    ledger = Ledger(home / "ledger.db")
+    campaign = ledger.open_campaign("digits", "1", inputs=10, flagged=70)
+    asked, _ = ledger.ask(campaign, ThreatModel("Linf", 0.1), cool_down=0, daily_budget=1)
+    (home / "plan.txt").write_text("hang refused")
+
+    def runs() -> list[str]:
+        file = home / "runs.txt"
+        return file.read_text().splitlines() if file.exists() else []
+
+    with Process(home, mlflow_uri) as first:
+        wait_until(runs, 30, "the first run")
+        assert ledger.requests()[0].state == "running"
+        assert first.end() == 0, first.errors
+    assert not any("Traceback" in line for line in first.errors)
+    child = int(runs()[0].split()[1])
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+    assert [(r.id, r.state, r.attempts) for r in ledger.requests()] == [(asked.id, "pending", 0)]
+
+    with Process(home, mlflow_uri) as second:
+        wait_until(lambda: ledger.requests()[0].state == "refused", 30, "the second run")
+        wait_until(second.ready, 30, "readiness")
+        status = second.get("/status").json()
+        assert status["retrains"][0]["reason"] == "by script for Linf 0.1"
+        assert [(c["id"], c["outcome"]) for c in status["campaigns"]] == [(campaign.id, "unanswered")]
+        assert second.end() == 0
+    assert [line.split()[0] for line in runs()] == ["hang", "refused"]
+    ledger.close()
