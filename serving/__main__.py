@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -33,16 +34,20 @@ def serve(settings: Settings) -> int:
         print(f"serving: cannot listen on {settings.host} port {settings.port}: {error.strerror}", file=sys.stderr)
         return 2
     with listener:
-        config = uvicorn.Config(
-            create_app(settings), log_config=None, access_log=False, timeout_graceful_shutdown=20,
-        )
+        app = create_app(settings)
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=20)
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
-        # uvicorn raises the signal again once it has shut down in order; that must not look like a crash.
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        signal.signal(signal.SIGINT, lambda *_: None)
+        server = uvicorn.Server(config)
+        # For a signal before uvicorn listens to them; and uvicorn raises it again once it has shut down in order, which
+        # must not look like a crash.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: setattr(server, "should_exit", True))
         host, port = listener.getsockname()[:2]
         print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        try:
+            server.run(sockets=[listener])
+        finally:
+            app.state.server.stop()   # also where uvicorn did not come to the end of its lifespan
     return 0
 
 
@@ -63,4 +68,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    # Everything is stopped and written. What would follow is seconds of unloading libraries, or for ever where the
+    # registry's thread hangs in a network call.
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -72,7 +72,12 @@ class Server:
         self._ticker.start()
 
     def stop(self) -> None:
-        """Finish what computes, end a running retraining child, close the ledger. What is owed stays written there."""
+        """Finish what computes, end a running retraining child, close the ledger. What is owed stays written there.
+
+        A second call does nothing.
+        """
+        if self._stop.is_set():
+            return
         self._stop.set()
         self.retrainer.stop()
         self.champion.stop()

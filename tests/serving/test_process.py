@@ -111,3 +111,8 @@ def test_a_run_that_sigterm_interrupts_is_finished_once(tmp_path, mlflow_uri):
         assert second.end() == 0
     assert [line.split()[0] for line in runs()] == ["hang", "refused"]
     ledger.close()
+
+
+def test_a_signal_while_it_starts_is_not_lost(tmp_path):
+    with Process(tmp_path / "home", f"sqlite:///{tmp_path}/mlflow.db") as process:
+        assert process.end() == 0, process.errors
