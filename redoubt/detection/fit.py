@@ -19,7 +19,8 @@ from redoubt.detection.rehearsal import BENIGN, KINDS, Dice, benign, fit_surroga
 from redoubt.detection.strength import HARMLESS, Rehearsed, calibrate, fit_strength
 from redoubt.errors import InvalidInput
 
-CONFIDENCE = 0.99   # of `null_rate`
+CONFIDENCE = 0.99    # of `null_rate`
+_LARGE = 2_000_000   # weights; beyond this each gradient on a CPU costs tens of milliseconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,14 @@ class FitConfig:
             if getattr(self, name) < value:
                 raise InvalidInput(f"{name} must be at least {value}, not {getattr(self, name)}")
 
+    @classmethod
+    def suited_to(cls, model: nn.Module, pictures: int) -> FitConfig:
+        """The amount that pays: fewer blocks from few pictures, and from a large network without a GPU."""
+        device = next(model.parameters()).device
+        if device.type == "cpu" and sum(weight.numel() for weight in model.parameters()) > _LARGE:
+            return cls(blocks=96, block_size=16, strength_steps=700)
+        return cls() if pictures >= 1000 else cls(blocks=360, strength_steps=700)
+
 
 def fit(
     model: nn.Module,
@@ -71,15 +80,18 @@ def fit(
             that they can vouch for is used; `null_rate` tells.
         seed: fixes every random choice.
         progress: called with {"step", "seconds"} after each stage.
+        config: how much to rehearse; by default `FitConfig.suited_to` decides.
 
     Raises:
-        InvalidInput: for fewer than 16 pictures in either split, or an fpr outside (0, 0.5).
+        InvalidInput: for fewer than 16 pictures in either split, an fpr outside (0, 0.5) or levels below 1.
     """
     if not 0 < fpr < 0.5:
         raise InvalidInput(f"fpr must lie between 0 and 0.5, not {fpr}")
+    if levels < 1:
+        raise InvalidInput(f"levels must be at least 1, such as 255 for 8-bit pictures, not {levels}")
     if min(len(fit_data[0]), len(calibration[0])) < 16:
         raise InvalidInput("a detector needs at least 16 pictures to fit on and 16 to calibrate with")
-    config, report = config or FitConfig(), _Stages(progress)
+    config, report = config or FitConfig.suited_to(model, len(fit_data[0])), _Stages(progress)
     device = next(model.parameters()).device
     x, y = (part.to(device) for part in fit_data)
     twin = copy.deepcopy(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)

@@ -1,0 +1,18 @@
+"""A detector fitted on the digits once for all tests here."""
+
+from __future__ import annotations
+
+import pytest
+
+from redoubt.detection import Detector, FitConfig, fit
+
+
+@pytest.fixture(scope="session")
+def small() -> FitConfig:
+    """Enough rehearsal for the digits' claims, in about two seconds."""
+    return FitConfig(blocks=180, strength_steps=400)
+
+
+@pytest.fixture(scope="session")
+def digits_detector(digits, digits_model, small) -> Detector:
+    return fit(digits_model, digits.tensors("detector_fit"), digits.tensors("calibration"), levels=16, config=small)

@@ -1,0 +1,168 @@
+"""A detector fitted on digits: it notices attacks, leaves clean inputs alone, measures strength, survives a disk."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+
+from redoubt.attacks import fgsm, on_lattice, pgd
+from redoubt.detection import Detector, FitConfig, Monitor, fit, match
+from redoubt.detection.fit import conformal_threshold
+from redoubt.errors import ArtifactError, InvalidInput
+from redoubt.models import Architecture, build
+from redoubt.threat import ThreatModel
+
+
+def attacked(digits, model, name: str, epsilon: float) -> torch.Tensor:
+    x, y = digits.tensors("test")
+    threat = ThreatModel("Linf", epsilon)
+    generator = torch.Generator().manual_seed(1)
+    x_adv = fgsm(model, x, y, threat) if name == "fgsm" else pgd(model, x, y, threat, generator=generator)
+    return on_lattice(x_adv, 16)
+
+
+def test_clean_inputs_pass_and_raise_no_alarm(digits, digits_detector):
+    flagged = digits_detector.assess(digits.tensors("test")[0]).is_adversarial
+    assert flagged.float().mean() <= digits_detector.null_rate
+    assert not Monitor(digits_detector.null_rate).update(flagged.tolist() * 5)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd"])
+@pytest.mark.parametrize("epsilon", [0.15, 0.2, 0.3])
+def test_attacks_raise_an_alarm_and_are_matched(digits, digits_model, digits_detector, name, epsilon):
+    verdicts = digits_detector.assess(attacked(digits, digits_model, name, epsilon))
+    monitor = Monitor(digits_detector.null_rate)
+    assert any(monitor.update(bool(flag)) for flag in verdicts.is_adversarial[:30])
+    strength = digits_detector.campaign(verdicts.evidence[verdicts.is_adversarial][:64])
+    assert strength.norm == "Linf" and not strength.harmless
+    assert strength.low <= strength.estimate <= strength.high
+    # Half a lattice step is a fifth of the smallest epsilon here: the match cannot be closer.
+    assert 1 <= match(strength, ceiling=0.6) / epsilon <= 1.5
+
+
+def test_a_stronger_attack_is_measured_as_stronger(digits, digits_model, digits_detector):
+    def measured(epsilon):
+        return digits_detector.campaign(digits_detector.assess(attacked(digits, digits_model, "pgd", epsilon)).evidence)
+
+    assert measured(0.12).estimate < measured(0.2).estimate < measured(0.3).estimate
+
+
+def test_some_false_positives_move_the_estimate_little(digits, digits_model, digits_detector):
+    x_adv = attacked(digits, digits_model, "pgd", 0.2)
+    evidence = digits_detector.assess(x_adv).evidence[:54]
+    clean = digits_detector.assess(digits.tensors("test")[0]).evidence[:10]
+    pure, mixed = digits_detector.campaign(evidence), digits_detector.campaign(torch.cat([evidence, clean]))
+    assert mixed.estimate == pytest.approx(pure.estimate, rel=0.2)
+
+
+def test_verdicts_are_rows_whatever_the_batch(digits, digits_detector):
+    x = digits.tensors("test")[0][:20]
+    whole = digits_detector.assess(x)
+    single = [digits_detector.assess(one.unsqueeze(0)) for one in x]
+    for name in ("score", "is_adversarial", "strength", "low", "high", "evidence"):
+        rows = torch.cat([getattr(one, name) for one in single])
+        assert rows.shape == getattr(whole, name).shape
+        torch.testing.assert_close(rows, getattr(whole, name), rtol=1e-4, atol=1e-5)
+    assert whole.evidence.shape[1] <= 64
+    assert ((whole.score > 0.5) == whole.is_adversarial).all()
+    assert (whole.low <= whole.strength).all() and (whole.strength <= whole.high).all()
+    assert digits_detector.assess(x[:0]).score.shape == (0,)
+
+
+def test_save_and_load_give_the_same_answers(digits, digits_model, digits_detector, tmp_path):
+    digits_detector.save(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["detector.json", "detector.safetensors"]
+    loaded = Detector.load(tmp_path, digits_model)
+    x = digits.tensors("test")[0][:64]
+    before, after = digits_detector.assess(x), loaded.assess(x)
+    torch.testing.assert_close(before.evidence, after.evidence, rtol=0, atol=0)
+    assert digits_detector.campaign(before.evidence) == loaded.campaign(after.evidence)
+    assert loaded.null_rate == digits_detector.null_rate and loaded.settings == digits_detector.settings
+
+
+def _drop(folder):
+    (folder / "detector.safetensors").unlink()
+
+
+def _garble(folder):
+    (folder / "detector.json").write_text("{")
+
+
+def _old(folder):
+    card = json.loads((folder / "detector.json").read_text())
+    (folder / "detector.json").write_text(json.dumps(card | {"format": 0}))
+
+
+def _short(folder):
+    file = folder / "detector.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize("damage", [_drop, _garble, _old, _short])
+def test_damaged_detectors_are_refused(digits_model, digits_detector, tmp_path, damage):
+    digits_detector.save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ArtifactError, match="fit"):
+        Detector.load(tmp_path, digits_model)
+
+
+def test_fitting_is_repeatable_and_leaves_the_model_alone(digits, digits_model):
+    model = copy.deepcopy(digits_model).train()
+    before = copy.deepcopy(model.state_dict())
+    config, steps = FitConfig(blocks=48, score_epochs=1, strength_steps=20), []
+    data = [digits.tensors("detector_fit", 40), digits.tensors("calibration", 40)]
+    one = fit(model, *data, levels=16, seed=3, config=config, progress=steps.append)
+    torch.manual_seed(99)   # the global generator has no say
+    two = fit(model, *data, levels=16, seed=3, config=config)
+    x = digits.tensors("test", 30)[0]
+    torch.testing.assert_close(one.assess(x).evidence, two.assess(x).evidence, rtol=0, atol=0)
+    assert one.settings.threshold == two.settings.threshold
+    assert model.training and all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
+    assert [row["step"] for row in steps] == ["surrogate", "rehearsal", "scorer", "strength"]
+
+
+def test_colour_and_odd_sizes_fit():
+    torch.manual_seed(0)
+    model = build(Architecture(name="compact-cnn", num_classes=2, channels=3, size=11, mean=(0.5,) * 3, std=(0.2,) * 3))
+    x, y = torch.rand(40, 3, 11, 11), torch.arange(40) % 2
+    detector = fit(model.eval(), (x, y), (torch.rand(32, 3, 11, 11), y[:32]), levels=255,
+                   config=FitConfig(blocks=48, block_size=8, score_epochs=1, strength_steps=10))
+    assert detector.campaign(detector.assess(x).evidence).n == 40
+    with pytest.raises(InvalidInput, match="3"):
+        detector.assess(x[:, :1])
+
+
+def test_fit_refuses_what_it_cannot_use(digits, digits_model):
+    data = digits.tensors("detector_fit"), digits.tensors("calibration")
+    for bad in ({"fpr": 0}, {"fpr": 0.6}, {"levels": 0}):
+        with pytest.raises(InvalidInput):
+            fit(digits_model, *data, **{"levels": 16, **bad})
+    with pytest.raises(InvalidInput, match="16"):
+        fit(digits_model, digits.tensors("detector_fit", 10), data[1], levels=16)
+    with pytest.raises(InvalidInput, match="blocks"):
+        FitConfig(blocks=3)
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(0, 64), torch.zeros(5, 3), torch.full((5, 64), float("nan"))],
+                         ids=["none", "narrow", "nan"])
+def test_campaign_refuses_bad_evidence(digits_detector, bad):
+    with pytest.raises(InvalidInput, match="evidence"):
+        digits_detector.campaign(bad)
+
+
+@pytest.mark.parametrize(("n", "fpr"), [(1000, 0.01), (187, 0.01), (50, 0.01), (2000, 0.05)])
+def test_threshold_and_null_rate_keep_their_promise(n, fpr):
+    # Uniform scores: the true rate at a threshold t is 1 - t, whatever was drawn.
+    generator = torch.Generator().manual_seed(n)
+    rates, bounds = [], []
+    for _ in range(400):
+        threshold, bound = conformal_threshold(torch.rand(n, generator=generator), fpr)
+        rates.append(1 - threshold)
+        bounds.append(bound)
+    assert sum(rates) / 400 <= max(fpr, 1 / (n + 1)) * 1.1
+    assert sum(rate > bound for rate, bound in zip(rates, bounds, strict=True)) <= 12   # 1 % of 400, and chance
+    assert bounds[0] > fpr

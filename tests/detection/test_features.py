@@ -1,0 +1,65 @@
+"""The histograms against a plain count, and the rehearsal inside its threat model."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from redoubt.detection.features import BINS, feature_count, features
+from redoubt.detection.rehearsal import BENIGN, KINDS, benign, fit_surrogate, rehearse
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_each_histogram_is_a_share_of_pixels(channels):
+    x = torch.rand(4, channels, 9, 9)
+    seen = features(x)
+    assert seen.shape == (4, feature_count(channels))
+    sums = seen.square().view(4, -1, BINS + 1).sum(-1)
+    torch.testing.assert_close(sums, torch.ones_like(sums))
+
+
+def test_pixel_values_land_in_the_bin_of_their_logarithm():
+    width = (math.log(0.8) - math.log(0.003)) / (BINS - 1)
+    x = torch.zeros(1, 1, 8, 8)
+    x[0, 0, 0, :] = 0.003 * math.exp(7 * width)          # an eighth of the pixels at bin 7
+    x[0, 0, 1, :] = 0.003 * math.exp(20.25 * width)      # an eighth between bins 20 and 21
+    share = features(x)[0, : BINS + 1].square()          # the first histogram is of the values themselves
+    expected = torch.zeros(BINS + 1)
+    expected[0], expected[8], expected[21], expected[22] = 6 / 8, 1 / 8, 3 / 32, 1 / 32
+    torch.testing.assert_close(share, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_features_ignore_the_order_of_the_batch_and_accept_nothing():
+    x = torch.rand(5, 1, 8, 8)
+    torch.testing.assert_close(features(x.flip(0)), features(x).flip(0))
+    assert features(x[:0]).shape == (0, feature_count(1))
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_rehearsed_attacks_stay_inside_their_threat_model(digits, digits_model, norm):
+    x, y = digits.tensors("detector_fit")
+    surrogate = fit_surrogate(digits_model, x, seed=0, epochs=2)
+    blocks = list(rehearse(digits_model, surrogate, x, y, blocks=24, size=8, levels=16, norm=norm,
+                           epsilon=(0.05, 0.3), seed=0))
+    assert {block.kind for block in blocks} == set(KINDS)
+    rounded = 0
+    for block in blocks:
+        assert 0.05 <= block.threat.epsilon <= 0.3
+        assert block.x.min() >= 0 and block.x.max() <= 1
+        on_grid = torch.allclose((block.x * 16).round(), block.x * 16, atol=1e-5)
+        rounded += on_grid
+        slack = 1e-5 if not on_grid else (0.5 / 16) * (8 if norm == "L2" else 1) + 1e-5
+        assert block.threat.size(block.x - block.clean).max() <= block.threat.epsilon + slack
+    assert 10 <= rounded < 24   # most on the lattice, some not
+    assert len({round(block.threat.epsilon, 6) for block in blocks}) == 24
+
+
+@pytest.mark.parametrize("kind", BENIGN)
+def test_harmless_changes_are_pictures_and_repeatable(kind):
+    x = torch.rand(6, 3, 10, 10, generator=torch.Generator().manual_seed(0))
+    one, two = (benign(kind, x, levels=255, generator=torch.Generator().manual_seed(4)) for _ in range(2))
+    assert one.shape == x.shape and one.min() >= 0 and one.max() <= 1
+    assert torch.equal(one, two)
+    assert torch.equal(one, x) == (kind == "clean")
