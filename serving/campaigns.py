@@ -6,6 +6,7 @@ Not thread-safe by itself: the watch calls everything here under its lock.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from redoubt.detection import all_clear, decide
+from redoubt.detection import Decision, Strength, all_clear, decide
 from redoubt.threat import ThreatModel, covered_epsilon, covers
 from serving.engine import LoadedModel
 from serving.ledger import UNFINISHED, Campaign, Ledger
@@ -127,34 +128,41 @@ class Campaigns:
             return   # it has its request: strength and matched epsilon stay those that it was asked for
         self._owed = True   # until the ledger has taken it
         strength = self._loaded.detector.campaign(torch.stack([row for _, row in self._evidence]))
-        settings, threats = self._settings, self._loaded.bundle.threats
+        settings, bundle = self._settings, self._loaded.bundle
         decision = decide(
-            strength, threats, floor=settings.epsilon_floor, ceiling=settings.epsilon_ceiling,
+            strength, bundle.threats, floor=settings.epsilon_floor,
+            ceiling=settings.ceiling(strength.norm, math.prod(bundle.architecture.input_shape)),
             ratio=settings.epsilon_ratio, minimum=settings.campaign_min_inputs,
         )
-        outcome = None
-        if self._request is not None:
-            outcome = "unanswered"
-        elif not decision.retrain:
-            outcome = "covered" if strength.low <= covered_epsilon(threats, strength.norm) else "unanswered"
         matched = decision.threat.epsilon if decision.threat is not None else None
+        outcome = self._outcome(strength, decision)
         self._update(strength=asdict(strength), matched=matched, outcome=outcome, reason=decision.reason)
-        self._owed = decision.retrain and not self._ask(decision.threat)
+        self._owed = decision.retrain and not self._ask(decision)
 
-    def _ask(self, threat: ThreatModel) -> bool:
+    def _outcome(self, strength: Strength, decision: Decision) -> str | None:
+        if strength.harmless:
+            return "shift"
+        if self._request is not None:
+            return "unanswered"   # refused before
+        if decision.retrain:
+            return None
+        covered = covered_epsilon(self._loaded.bundle.threats, strength.norm)
+        return "covered" if strength.low <= covered else "unanswered"
+
+    def _ask(self, decision: Decision) -> bool:
         """Whether the wish is settled: written down, or only a dry run."""
         settings = self._settings
         if not settings.retrain:
-            self._update(outcome="dry-run", reason=f"retraining is off; a run for {threat} would be asked for")
+            self._update(outcome="dry-run", reason=f"{decision.reason}; retraining is off")
             return True
-        request, reason = self._ledger.ask(
-            self.current, threat, cool_down=settings.cool_down_seconds, daily_budget=settings.daily_budget
+        request, obstacle = self._ledger.ask(
+            self.current, decision.threat, cool_down=settings.cool_down_seconds, daily_budget=settings.daily_budget
         )
         if request is None:
-            self._update(reason=reason)
+            self._update(reason=f"{decision.reason}; {obstacle}")
             return False
         self._request = request
-        self._update(outcome=None, reason=reason)
+        self._update(outcome=None)
         self._request_made()
         return True
 
@@ -178,7 +186,7 @@ class Campaigns:
         idle = time.monotonic() - self._last_flagged
         if not quiet and idle <= self._settings.all_clear_seconds:
             return False
-        request, outcome = self._request, self.current.outcome or "faded"
+        request, outcome = self._request, self.current.outcome or ("unanswered" if self._owed else "faded")
         if request is not None and request.state in UNFINISHED:
             return False   # its end decides
         if request is not None and request.state == "promoted":

@@ -43,12 +43,12 @@ class Campaign:
         model_version: the version that was attacked.
         inputs_at_alarm: distinct inputs that the monitor had seen when it raised the alarm.
         flagged: distinct flagged inputs that belong to it so far.
-        strength: {norm, estimate, low, high, n} as last estimated; None before there was enough evidence.
+        strength: {norm, estimate, low, high, n, harmless} as last estimated; None before there was enough evidence.
         matched: epsilon that a retraining run was or would be asked for; None while none is needed.
         outcome: finding so far, final once closed; None while undecided. `answered`: a new champion covers it.
             `covered`: the champion already did. `unanswered`: the gate refused, or the run failed, or the ceiling
-            forbids. `faded`: it ended before there was enough to judge. `superseded`: another version took over that
-            does not cover it. `dry-run`: retraining is off.
+            forbids. `shift`: a change without malice. `faded`: it ended before there was enough to judge.
+            `superseded`: another version took over that does not cover it. `dry-run`: retraining is off.
         reason: the last decision in words.
     """
 
@@ -148,7 +148,7 @@ class Ledger:
         model are unfinished at a time; `cool_down` seconds lie between them, at most `daily_budget` fall in 24 hours.
 
         Returns:
-            The request, or None with the reason.
+            The request and nothing, or None and what stands against it.
         """
         now = time.time()
         with self._transaction() as sql:
@@ -167,7 +167,7 @@ class Ledger:
                 finished_at=None, next_attempt_at=now,
             )
             self._insert(sql, "requests", request)
-        return request, f"asked for {threat}"
+        return request, ""
 
     def due(self, model_name: str) -> RetrainRequest | None:
         """The oldest unfinished request whose time has come; one that was running when a server ended is among them."""

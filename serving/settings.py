@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from pathlib import Path
 
@@ -27,7 +29,9 @@ class Settings(BaseSettings):
     home: Path = Field(
         Path(".redoubt"), description="Folder for the ledger, fetched versions and retraining runs; made when missing"
     )
-    tracking_uri: str = Field("", description="MLflow's address; empty means sqlite in HOME/mlflow.db")
+    tracking_uri: str = Field(
+        "", description="MLflow's address; empty means MLFLOW_TRACKING_URI, or else sqlite in HOME/mlflow.db"
+    )
     poll_seconds: float = Field(5.0, gt=0, le=3600, description="Seconds between two looks at the champion alias")
 
     # -- HTTP
@@ -65,8 +69,11 @@ class Settings(BaseSettings):
     all_clear_seconds: float = Field(900.0, gt=0, description="Seconds without a flagged input that end a campaign")
 
     # -- matching
-    epsilon_floor: float = Field(FLOOR, gt=0, description="Smallest epsilon that a retraining run may be asked for")
-    epsilon_ceiling: float = Field(CEILING, gt=0, description="Largest epsilon that a retraining run may be asked for")
+    epsilon_floor: float = Field(FLOOR, gt=0, description="Smallest epsilon that a run may be asked for")
+    epsilon_ceiling: float = Field(CEILING, gt=0, description="Largest Linf epsilon that a run may be asked for")
+    l2_ceiling: float = Field(
+        0.1, gt=0, description="Largest L2 epsilon that a run may be asked for, times the root of an input's values"
+    )
     epsilon_ratio: float = Field(RATIO, gt=1, le=1.1, description="Ratio between neighbours on the grid of epsilons")
 
     # -- retraining
@@ -92,8 +99,13 @@ class Settings(BaseSettings):
             raise ValueError(f"model_name {self.model_name!r} must not hold '/' or ':'")
         object.__setattr__(self, "home", self.home.expanduser().absolute())
         if not self.tracking_uri:
-            object.__setattr__(self, "tracking_uri", f"sqlite:///{self.home / 'mlflow.db'}")
+            chosen = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home / 'mlflow.db'}"
+            object.__setattr__(self, "tracking_uri", chosen)
         return self
+
+    def ceiling(self, norm: str, values: int) -> float:
+        """Largest epsilon that a run may be asked for, for a norm and the number of values in one input."""
+        return self.epsilon_ceiling if norm == "Linf" else max(self.l2_ceiling * math.sqrt(values), self.epsilon_floor)
 
 
 def load_settings(arguments: list[str] | None = None, **values) -> Settings:

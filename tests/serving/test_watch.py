@@ -22,16 +22,19 @@ class Scripted:
 
     null_rate: float = 0.02
     epsilon: float = 0.1
+    norm: str = "Linf"
+    harmless: bool = False
     seen: int = 0
 
     def campaign(self, evidence):
-        self.seen = len(evidence)
-        e = self.epsilon
-        return Strength(norm="Linf", estimate=e, low=0.95 * e, high=1.05 * e, n=len(evidence))
+        self.seen, e = len(evidence), self.epsilon
+        return Strength(
+            norm=self.norm, estimate=e, low=0.95 * e, high=1.05 * e, n=len(evidence), harmless=self.harmless
+        )
 
 
 def model(version: str, *threats: ThreatModel, detector=None) -> LoadedModel:
-    bundle = SimpleNamespace(threats=threats)
+    bundle = SimpleNamespace(threats=threats, architecture=SimpleNamespace(input_shape=(1, 8, 8)))
     return LoadedModel(version=version, bundle=bundle, model=None, detector=detector or Scripted())
 
 
@@ -130,6 +133,31 @@ def test_an_attack_that_the_champion_covers_is_recorded_only(scene):
     assert scene.asked == []
 
 
+def test_a_shift_is_shown_and_never_answered(scene):
+    scene.loaded.detector.harmless = True
+    scene.send("a" * 500)
+    assert (scene.campaign["outcome"], scene.campaign["matched"]) == ("shift", None)
+    scene.send("c" * 200)
+    assert (scene.campaign["state"], scene.campaign["outcome"]) == ("closed", "shift")
+    assert scene.asked == []
+
+
+@pytest.mark.parametrize(("norm", "ceiling"), [("Linf", 0.3), ("L2", 0.8)])
+def test_each_norm_has_its_ceiling(scene, norm, ceiling):
+    scene.loaded.detector.norm, scene.loaded.detector.epsilon = norm, 1.0
+    scene.send("a" * 100)
+    request = scene.ledger.requests()[0]
+    assert (request.norm, request.epsilon) == (norm, pytest.approx(ceiling))
+    assert "people should look" in scene.campaign["reason"]
+
+
+def test_above_the_ceiling_there_is_nothing_to_ask_for(scene):
+    scene.serve(model("2", ThreatModel("Linf", 0.3), detector=Scripted(epsilon=0.4)))
+    scene.send("a" * 100)
+    assert scene.campaign["outcome"] == "unanswered"
+    assert scene.asked == []
+
+
 def test_a_short_burst_fades(scene):
     scene.send("a" * 30 + "c" * 200)
     assert (scene.campaign["state"], scene.campaign["outcome"]) == ("closed", "faded")
@@ -225,6 +253,9 @@ def test_cooling_down_defers_the_request(settings, monkeypatch):
     scene.loaded.detector.epsilon = 0.25
     scene.send("a" * 100)
     assert "cooling down" in scene.campaign["reason"]
+    scene.send("c" * 200)
+    assert (scene.campaign["state"], scene.campaign["outcome"]) == ("closed", "unanswered")
+    scene.send("a" * 100)
     scene.ledger.update_request(request, finished_at=1.0)
     monkeypatch.setattr("serving.campaigns.RETRY_SECONDS", -1.0)
     scene.watch.tick()
