@@ -146,7 +146,7 @@ def _timeline(result: Mapping) -> Html:
     return section(
         "What happened when", figure(picture), _event_table(events),
         note="The detector flags single inputs; the monitor adds up the evidence, and alarms when its statistic "
-             "crosses the line. Neither sees a label.",
+             "crosses the line. Neither sees a label. Shares are averaged over short stretches of time.",
     )
 
 

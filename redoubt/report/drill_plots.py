@@ -35,6 +35,21 @@ def _column(points: Sequence[Mapping], key: str) -> np.ndarray:
     return np.array([np.nan if finite(point.get(key)) is None else float(point[key]) for point in points])
 
 
+def _averaged(t: np.ndarray, values: np.ndarray, cuts: Sequence[float], bins: int = 120):
+    """Mean times and values over `bins` equal stretches of time, of those that hold a value; none reaches across a cut.
+
+    One reading covers so few inputs that its share jumps about.
+    """
+    known = np.isfinite(values)
+    t, values = t[known], values[known]
+    if len(t) <= bins:
+        return t, values
+    stretch = np.minimum((t - t[0]) / max(t[-1] - t[0], 1e-9) * bins, bins - 1).astype(int)
+    stretch += (bins + 1) * np.searchsorted(np.sort(cuts), t)
+    _, place, n = np.unique(stretch, return_inverse=True, return_counts=True)
+    return np.bincount(place, weights=t) / n, np.bincount(place, weights=values) / n
+
+
 def timeline(fig, result: Mapping, *, narrow: bool = False) -> None:
     """Share of flagged inputs above, monitor statistic with its alarm line below, events across both.
 
@@ -43,18 +58,23 @@ def timeline(fig, result: Mapping, *, narrow: bool = False) -> None:
     upper, lower = fig.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     points = _points(result)
     t = _column(points, "t")
-    moments = [*t, *(event["t"] for event in known_events(result))]
-    upper.plot(t, _column(points, "flagged_share"), color=BLUE)
-    upper.fill_between(t, _column(points, "flagged_share"), color=BLUE, alpha=0.12, linewidth=0)
-    upper.set(ylim=(0, 1.03), xlim=(min([0.0, *moments]), max([0.0, *moments]) or 1.0))
+    moments = [*t, *(event["t"] for event in known_events(result))] or [0.0]
+    first, last = min(moments), max(max(moments), min(moments) + 1)
+    upper.set(ylim=(0, 1.03), xlim=(max(0.0, first - 0.02 * (last - first)), last))
     percent_axis(upper.yaxis)
-    lower.plot(t, _column(points, "statistic"), color=PURPLE)
-    threshold = _column(points, "threshold")
+    times, share = _averaged(t, _column(points, "flagged_share"), [event["t"] for event in known_events(result)])
+    upper.plot(times, share, color=BLUE)
+    upper.fill_between(times, share, color=BLUE, alpha=0.12, linewidth=0)
+    statistic, threshold = _column(points, "statistic"), _column(points, "threshold")
+    lower.plot(t, statistic, color=PURPLE)
     lower.plot(t, threshold, color=INK, linewidth=1.1, linestyle="--")
     known = threshold[np.isfinite(threshold)]
     if len(known):
-        lower.annotate("alarm line", (lower.get_xlim()[0], known[0]), xytext=(4, 3), textcoords="offset points",
-                       va="bottom", color=INK, fontsize=8)
+        if np.nanmax(statistic, initial=0) > 4 * known[0] > 0:   # evidence goes on growing: keep the line visible
+            lower.set_yscale("symlog", linthresh=float(known[0]))
+            lower.set_ylim(bottom=min(0.0, float(np.nanmin(statistic))))
+        lower.annotate("alarm line", (0.5, known[0]), xycoords=lower.get_yaxis_transform(), xytext=(0, 2), ha="center",
+                       textcoords="offset points", va="bottom", color=INK, fontsize=8)
     lower.set_xlabel("seconds since the start")
     for axes, text in ((upper, "Inputs flagged"), (lower, "Monitor, log")):
         axes.set_ylabel(text, color=INK)
@@ -109,11 +129,11 @@ def bars(axes, result: Mapping) -> None:
     axes.set_xticks(range(len(MEASURES)), [_SHORT.get(key, label) for key, label in MEASURES])
     axes.tick_params(axis="x", length=0, labelcolor=INK)
     axes.grid(axis="x", visible=False)
-    axes.set(ylim=(0, 1.0), yticks=(0, 0.25, 0.5, 0.75, 1))
+    axes.set(ylim=(0, 1.08), yticks=(0, 0.25, 0.5, 0.75, 1))
     percent_axis(axes.yaxis)
-    axes.set_title("Accuracy, %", pad=24)
+    axes.set_title("Accuracy, %", pad=20)
     if models:
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.03), ncols=3, handlelength=1, columnspacing=1.2,
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, handlelength=1, columnspacing=1.2,
                     borderpad=0, handletextpad=0.5)
 
 

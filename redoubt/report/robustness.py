@@ -148,6 +148,7 @@ def _draw_estimates(fig, points) -> None:
         axes.scatter(*zip(*own, strict=True), color=colour, marker=marker, s=26, alpha=0.75, linewidths=0, label=name)
     axes.set(xlim=(0, top), ylim=(0, top), xlabel="true epsilon", title="Estimated epsilon")
     axes.set_aspect("equal")
+    axes.locator_params(nbins=5)
     axes.legend(loc="upper left")
 
 
