@@ -106,7 +106,7 @@ def fit(
     threshold, null_rate = conformal_threshold(clean.detach(), fpr)
     report("scorer")
     suspects = harmless[scorer(harmless).argsort(descending=True)[: max(16, len(harmless) // 50)]]
-    blocks = _blocks(attacks, _changed(x, levels, seed, config), scorer, threshold)
+    blocks = _blocks(attacks, _changed(x, levels, scorer, seed, config), scorer, threshold)
     net = fit_strength(blocks, suspects, scorer, levels=levels, seed=seed, steps=config.strength_steps)
     quantiles, l2_logit, harmless_logit = calibrate(net, blocks, suspects, scorer, levels=levels, seed=seed)
     report("strength")
@@ -137,7 +137,7 @@ def _rehearse(model, surrogate, x, y, levels, seed, config: FitConfig) -> Rehear
     """Features of all attack blocks of both norms."""
     pixels = math.sqrt(x[0].numel())
     plans = (("Linf", config.blocks, config.linf), ("L2", config.blocks // 3, tuple(e * pixels for e in config.l2)))
-    seen, real, logs, norms = [], [], [], []
+    seen, real, logs, norms, kinds = [], [], [], [], []
     for index, (norm, blocks, epsilon) in enumerate(plans):
         for block in rehearse(model, surrogate, x, y, blocks=blocks, size=config.block_size, levels=levels, norm=norm,
                               epsilon=epsilon, seed=seed + index):
@@ -146,9 +146,10 @@ def _rehearse(model, surrogate, x, y, levels, seed, config: FitConfig) -> Rehear
             real.append(block.threat.size(block.x - block.clean) > 0.4 * block.threat.epsilon)
             logs.append(math.log(block.threat.epsilon))
             norms.append(index)
+            kinds.append(KINDS.index(block.kind))
     return Rehearsed(
         features=torch.stack(seen), usable=torch.stack(real), log_epsilon=torch.tensor(logs, device=x.device),
-        norm=torch.tensor(norms, device=x.device),
+        norm=torch.tensor(norms, device=x.device), kind=torch.tensor(kinds, device=x.device),
     )
 
 
@@ -166,29 +167,32 @@ def _harmless(x: Tensor, levels: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.cat(seen), torch.cat(weights)
 
 
-def _changed(x: Tensor, levels: int, seed: int, config: FitConfig) -> Tensor:
-    """Features of harmless blocks, one change with one strength each: [blocks, 4 * block_size, F]."""
+def _changed(x: Tensor, levels: int, scorer: Scorer, seed: int, config: FitConfig) -> Tensor:
+    """Features of harmless blocks, one change with one strength each: [blocks, block_size, F].
+
+    Of many changed pictures the most suspicious are kept, for only flagged ones ever reach a campaign.
+    """
     dice, out = Dice(seed + 7), []
-    for i in range(config.blocks // 4):
-        rows = dice.rows(len(x), 4 * config.block_size).to(x.device)
+    for i in range(max(len(BENIGN), config.blocks // 6)):
+        rows = dice.rows(len(x), 12 * config.block_size).to(x.device)
         kind, amount = BENIGN[i % len(BENIGN)], dice.uniform(0, 1)
-        out.append(features(benign(kind, x[rows], levels=levels, generator=dice.generator, amount=amount)))
+        seen = features(benign(kind, x[rows], levels=levels, generator=dice.generator, amount=amount))
+        out.append(seen[scorer(seen).topk(config.block_size).indices])
     return torch.stack(out)
 
 
 @torch.no_grad()
-def _blocks(attacks: Rehearsed, changed: Tensor, scorer: Scorer, threshold: float) -> Rehearsed:
-    """Attack blocks of which the flagged inputs count, and harmless ones of which the most suspicious are kept."""
+def _blocks(attacks: Rehearsed, kept: Tensor, scorer: Scorer, threshold: float) -> Rehearsed:
+    """Attack blocks, of which the flagged inputs count, and harmless ones, of which all do."""
     flagged = scorer(attacks.features.flatten(0, 1)).view(attacks.usable.shape) > threshold
-    size = attacks.usable.shape[1]
-    best = scorer(changed.flatten(0, 1)).view(changed.shape[:2]).topk(size, dim=1).indices
-    kept = changed.gather(1, best.unsqueeze(-1).expand(-1, -1, changed.shape[-1]))
+    kinds = torch.arange(len(kept), device=kept.device) % len(BENIGN)
     nothing = torch.zeros(len(kept), device=kept.device)
     return Rehearsed(
         features=torch.cat([attacks.features, kept]),
         usable=torch.cat([attacks.usable & flagged, torch.ones_like(kept[..., 0], dtype=torch.bool)]),
         log_epsilon=torch.cat([attacks.log_epsilon, nothing]),
-        norm=torch.cat([attacks.norm, torch.full_like(nothing, HARMLESS, dtype=torch.long)]),
+        norm=torch.cat([attacks.norm, torch.full_like(kinds, HARMLESS)]),
+        kind=torch.cat([attacks.kind, kinds]),
     )
 
 

@@ -128,7 +128,7 @@ def benign(kind: str, x: Tensor, *, levels: int, generator: torch.Generator, amo
         return make(shape, generator=generator).to(x.device)
 
     each = noise(shape=(len(x), 1, 1, 1)) if amount is None else amount
-    size, signed = 0.005 * 20**each, 2 * each - 1   # 0.005 to 0.1, evenly in the logarithm; and -1 to 1
+    size, signed = 0.005 * 30**each, 2 * each - 1   # 0.005 to 0.15, evenly in the logarithm; and -1 to 1
     mean = x.mean((1, 2, 3), keepdim=True)
     out = {
         "float": lambda: x + (noise() - 0.5) / levels,

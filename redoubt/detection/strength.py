@@ -29,12 +29,14 @@ class Rehearsed:
         usable: bool [B, n], whether the picture may stand in a campaign.
         log_epsilon: float [B], ln(epsilon) in the unit of the block's norm; without meaning where harmless.
         norm: int [B], index into `networks.NORMS`, or `HARMLESS`.
+        kind: int [B], index into `rehearsal.KINDS`, or into `rehearsal.BENIGN` where harmless.
     """
 
     features: Tensor
     usable: Tensor
     log_epsilon: Tensor
     norm: Tensor
+    kind: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +141,8 @@ def calibrate(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, scorer: Sco
     """Quantiles of the scaled error on blocks that a head did not learn from, and when to believe the two logits.
 
     Returns:
-        The quantiles [norm][size][level] for `detector.SIZES` and `detector.LEVELS`; the logit that at most
+        The quantiles [norm][size][level] for `detector.SIZES` and `detector.LEVELS`, which hold for each kind of attack
+        by itself, so that the bias between kinds is inside; the logit that at most
         `NORM_RISK` of held-out Linf campaigns exceed for L2, since taking one for the other starts a needless retrain;
         and the same for attacks taken for harmless. Neither is below 0.
     """
@@ -157,9 +160,16 @@ def calibrate(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, scorer: Sco
         error = (truth.unsqueeze(1) - centre) / widen(centre, spread[head, rows], levels)
         for index in range(len(NORMS)):
             if (norm == index).any():
-                table[index, column] = error[norm == index, index].cpu().quantile(torch.tensor(LEVELS))
+                kind = blocks.kind[campaigns.block][norm == index].cpu()
+                table[index, column] = _widest(error[norm == index, index].cpu(), kind)
         if size >= NORM_MINIMUM:
             as_l2.append(logits[norm == 0, 0])
             as_harmless.append(logits[norm != HARMLESS, 1])
     bounds = [max(0.0, torch.cat(part).quantile(1 - NORM_RISK).item()) for part in (as_l2, as_harmless)]
     return table.tolist(), *bounds
+
+
+def _widest(error: Tensor, kind: Tensor) -> Tensor:
+    """Quantiles of `error` [M] at `detector.LEVELS`: of each kind [M], the one farthest out."""
+    each = torch.stack([error[kind == one].quantile(torch.tensor(LEVELS)) for one in kind.unique()])
+    return torch.where(torch.tensor(LEVELS) < 0.5, each.amin(0), each.amax(0))
