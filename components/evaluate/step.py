@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
-
 from redoubt.bundle import open_bundle
+from redoubt.compute import device, settle_threads
 from redoubt.data import Prepared
 from redoubt.evaluation.robustness import evaluate, examples
 from redoubt.threat import ThreatModel
@@ -25,9 +24,9 @@ def run(data: Path, model: Path, out: Path, *, norm: str = "Linf", epsilon: floa
         curve_n: pictures behind each point of the curve over epsilon.
     """
     prepared, bundle = Prepared.open(data), open_bundle(model)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = bundle.model(device)
-    x, y = (part.to(device) for part in prepared.tensors("test", limit or None))
+    settle_threads(bundle.architecture.size)
+    network = bundle.model(device())
+    x, y = prepared.tensors("test", limit or None)
     threat = ThreatModel(norm, epsilon)
     report = evaluate(network, x, y, classes=prepared.classes, threats=bundle.threats or (threat,),
                       levels=prepared.levels, curve_n=curve_n, seed=seed)

@@ -9,6 +9,7 @@ import torch
 
 from redoubt.attacks import fgsm, on_lattice, pgd
 from redoubt.bundle import open_bundle
+from redoubt.compute import settle_threads
 from redoubt.data import Prepared
 from redoubt.detection import fit
 from redoubt.threat import ThreatModel
@@ -25,6 +26,7 @@ def run(data: Path, model: Path, out: Path, *, fpr: float = 0.01, seed: int = 0,
         n: pictures of the gate split behind each figure; that split had no part in fitting or calibrating.
     """
     prepared, bundle = Prepared.open(data), open_bundle(model)
+    settle_threads(bundle.architecture.size)
     network = bundle.model()
     detector = fit(network, prepared.tensors("detector_fit"), prepared.tensors("calibration"),
                    levels=prepared.levels, fpr=fpr, seed=seed)

@@ -10,6 +10,7 @@ import torch
 
 from redoubt.attacks import pgd
 from redoubt.bundle import Bundle
+from redoubt.compute import device, settle_threads
 from redoubt.data import Prepared
 from redoubt.detection import Detector
 from redoubt.evaluation.accuracy import correct
@@ -48,13 +49,14 @@ def run(
 
 def measure(bundle: Bundle, prepared: Prepared, threats: tuple[ThreatModel, ...], *, seed: int) -> Measured:
     """Correctness of one bundle on the gate split, clean and under PGD-20 for each threat model."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = bundle.model(device)
-    x, y = (part.to(device) for part in prepared.tensors("gate"))
+    settle_threads(bundle.architecture.size)
+    where = device()
+    model = bundle.model(where)
+    x, y = (part.to(where) for part in prepared.tensors("gate"))
     clean = correct(model, x, y).cpu()
     attacked = {}
     for threat in threats:
-        generator = torch.Generator(device=device).manual_seed(seed)
+        generator = torch.Generator(device=where).manual_seed(seed)
         attacked[threat] = correct(
             model, x, y, attack=lambda m, x, y, t=threat, g=generator: pgd(m, x, y, t, steps=20, generator=g)
         ).cpu()

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from redoubt.bundle import Bundle, write_bundle
+from redoubt.compute import device, settle_threads
 from redoubt.data import Prepared
 from redoubt.models import Architecture, build
 from redoubt.threat import ThreatModel, cover, load_threats
@@ -38,7 +39,9 @@ def run(
         progress: called with one row an epoch.
     """
     prepared = Prepared.open(data)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shape = prepared.metadata["shape"]
+    settle_threads(shape[1])
+    where = device()
     threats = () if objective == "standard" else cover([ThreatModel(norm, epsilon)], load_threats(also))
     pictures = prepared.tensors("train")
     batch_size = min(128, max(16, len(pictures[0]) // 10))
@@ -46,13 +49,12 @@ def run(
         objective=objective, threats=threats, steps=steps, lam=lam, seed=seed, precision=precision,
         batch_size=batch_size, epochs=epochs or default_epochs(objective, architecture, len(pictures[0]), batch_size),
     )
-    shape = prepared.metadata["shape"]
     torch.manual_seed(seed)
     model = build(Architecture(
         name=architecture, num_classes=len(prepared.classes), channels=shape[0], size=shape[1],
         mean=prepared.metadata["mean"], std=prepared.metadata["std"],
-    )).to(device)
-    result = train(model, pictures, tuple(t.to(device) for t in prepared.tensors("validation")), config,
+    )).to(where)
+    result = train(model, pictures, tuple(t.to(where) for t in prepared.tensors("validation")), config,
                    progress=progress)
     return write_bundle(
         out, result.model, classes=prepared.classes, threats=threats, objective=objective, levels=prepared.levels,
@@ -60,5 +62,5 @@ def run(
         parameters={"architecture": architecture, "objective": objective, "norm": norm, "epsilon": epsilon,
                     "epochs": epochs, "steps": steps, "lam": lam, "seed": seed, "precision": precision},
         training={"epochs": config.epochs, "history": result.history, "best_epoch": result.best_epoch,
-                  "seconds": round(result.seconds, 2), "device": str(device), "batch_size": batch_size},
+                  "seconds": round(result.seconds, 2), "device": str(where), "batch_size": batch_size},
     )

@@ -24,6 +24,7 @@ from pipelines.drill.measure import accuracies, correctness, oracle, recovery
 from pipelines.drill.options import DrillOptions
 from pipelines.drill.server import Server
 from pipelines.traffic import accuracy_of, adversarial
+from redoubt.compute import settle_threads
 from redoubt.data import Prepared
 from redoubt.errors import RedoubtError
 from redoubt.registry import Registry
@@ -104,6 +105,7 @@ class Drill:
         if done.status != "promoted":
             raise StageFailed(f"the first run was {done.status}: {done.reason} (log: {folder / 'run.log'})")
         self.prepared = Prepared.open(self.folder / "data")
+        settle_threads(self.prepared.metadata["shape"][1])
         self.test = self.prepared.tensors("test")
         self.undefended = self.registry.fetch(self.registry.version(done.version), self.folder / "undefended").model()
         self.note(f"version {done.version} is champion")

@@ -10,7 +10,7 @@ from redoubt.threat import ThreatModel, cover
 from redoubt.training.objectives import OBJECTIVES
 
 # Optimizer steps after which accuracy on Fashion-MNIST hardly rises any more, by whether the objective attacks.
-_STEPS = {"compact-cnn": (900, 1600), "preactresnet-18": (6000, 12000)}
+_STEPS = {"compact-cnn": (800, 1600), "preactresnet-18": (6000, 12000)}
 
 
 def default_epochs(objective: str, architecture: str, pictures: int, batch_size: int) -> int:

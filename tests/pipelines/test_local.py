@@ -1,0 +1,102 @@
+"""Runs on this machine: their folder, their progress, and how they fail."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from components.context import PROGRESS, report, step
+from pipelines import local
+from pipelines.local import RunResult, failure, read_progress, read_result, write_json
+from pipelines.parameters import RunParameters
+
+
+def test_progress_of_a_half_written_line_waits(tmp_path):
+    (tmp_path / "progress.jsonl").write_text('{"step": "train", "state": "running"}\n{"step": "tr')
+    assert read_progress(tmp_path) == [{"step": "train", "state": "running"}]
+    assert read_progress(tmp_path / "nowhere") == []
+
+
+def test_a_step_reports_itself_and_its_failure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(PROGRESS, str(tmp_path / "progress.jsonl"))
+    with pytest.raises(ValueError), step("train") as event:
+        event({"epoch": 1})
+        raise ValueError("the loss is gone")
+    states = [(row["step"], row.get("state"), row.get("epoch")) for row in read_progress(tmp_path)]
+    assert states == [("train", "running", None), ("train", None, 1), ("train", "failed", None)]
+    assert failure(tmp_path) == "train: the loss is gone"
+    assert "redoubt: error: train: the loss is gone" in capsys.readouterr().out
+
+
+def test_without_a_progress_file_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.delenv(PROGRESS, raising=False)
+    monkeypatch.chdir(tmp_path)
+    report(step="train", state="running")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_reason_of_a_failure_is_found_in_the_log(tmp_path):
+    (tmp_path / "run.log").write_text("much\nredoubt: error: gate: no champion\nTraceback\n")
+    assert failure(tmp_path) == "gate: no champion"
+
+
+def test_a_result_is_written_whole(tmp_path):
+    write_json(tmp_path / "result.json", {"status": "refused", "version": 2, "reason": "worse"})
+    assert read_result(tmp_path) == RunResult(status="refused", version=2, reason="worse")
+    assert read_result(tmp_path / "nowhere") is None
+
+
+def test_a_corrupt_data_file_fails_the_run_with_its_reason(tmp_path):
+    """Through kfp's local runner for real: the first step fails, and the run says why in one line."""
+    (tmp_path / "bad.npz").write_bytes(b"not an archive")
+    folder = tmp_path / "a run"
+    process = local.start(RunParameters(dataset=f"npz:{tmp_path / 'bad.npz'}", tracking_uri="sqlite:///x.db"), folder)
+    result = local.follow(process, folder)
+    assert result.status == "failed"
+    assert result.reason.startswith("prepare_data: ")
+    assert "bad.npz cannot be read" in result.reason
+
+
+def run_request(folder):
+    return subprocess.run([sys.executable, "-m", "pipelines.retrain", str(folder)], capture_output=True, text=True,
+                          timeout=120)
+
+
+def test_a_request_with_a_result_is_not_run_again(tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps({"status": "promoted", "version": 2, "reason": ""}))
+    done = run_request(tmp_path)
+    assert done.returncode == 0
+    assert not (tmp_path / "progress.jsonl").exists()
+
+
+def test_a_request_that_another_run_holds_is_left_alone(tmp_path):
+    import fcntl
+
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run_request(tmp_path).returncode == 3
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize("request_json, reason", [
+    ("{", "JSONDecodeError"),
+    (json.dumps({"tracking_uri": "sqlite:///{}/m.db", "model_name": "m", "parent_version": 4}), "has no version 4"),
+], ids=["torn", "no parent"])
+def test_a_request_that_cannot_be_answered_ends_with_its_reason(tmp_path, request_json, reason):
+    (tmp_path / "request.json").write_text(request_json.replace("{}", str(tmp_path)))
+    assert run_request(tmp_path).returncode == 1
+    result = read_result(tmp_path)
+    assert result.status == "failed"
+    assert reason in result.reason
+
+
+def test_a_python_below_a_folder_with_a_space_is_quoted():
+    before, expected = sys.executable, "'/a b/python'"
+    sys.executable = "/a b/python"
+    try:
+        with local._shell_safe_python():
+            assert sys.executable == expected
+        assert sys.executable == "/a b/python"
+    finally:
+        sys.executable = before
