@@ -110,11 +110,11 @@ def fit(
     net = fit_strength(blocks, suspects, scorer, levels=levels, seed=seed, steps=config.strength_steps)
     quantiles, l2_logit, harmless_logit = calibrate(net, blocks, suspects, scorer, levels=levels, seed=seed)
     report("strength")
-    pixels = math.sqrt(x[0].numel())
+    ranges = _ranges(x, levels, config)
     settings = Settings(
         channels=x.shape[1], levels=levels, fpr=fpr, threshold=threshold, null_rate=null_rate,
         calibrated_on=len(calibration[0]), l2_logit=l2_logit, harmless_logit=harmless_logit, quantiles=quantiles,
-        lowest=[config.linf[0], config.l2[0] * pixels], highest=[config.linf[1], config.l2[1] * pixels],
+        lowest=[least for least, _ in ranges], highest=[most for _, most in ranges],
         fitted={"seed": seed, "pictures": len(x), "blocks": len(blocks.norm), "seconds": report.seconds},
     )
     return Detector(scorer, net, settings)
@@ -133,10 +133,17 @@ class _Stages:
             self.progress({"step": step, "seconds": self.seconds[step]})
 
 
+def _ranges(x: Tensor, levels: int, config: FitConfig) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Lowest and highest epsilon in Linf and in L2. Well below one level, what is left after rounding has no size."""
+    pixels = math.sqrt(x[0].numel())
+    lowest, highest = config.linf
+    return (min(max(lowest, 0.75 / levels), highest / 2), highest), (config.l2[0] * pixels, config.l2[1] * pixels)
+
+
 def _rehearse(model, surrogate, x, y, levels, seed, config: FitConfig) -> Rehearsed:
     """Features of all attack blocks of both norms."""
-    pixels = math.sqrt(x[0].numel())
-    plans = (("Linf", config.blocks, config.linf), ("L2", config.blocks // 3, tuple(e * pixels for e in config.l2)))
+    ranges = _ranges(x, levels, config)
+    plans = (("Linf", config.blocks, ranges[0]), ("L2", config.blocks // 3, ranges[1]))
     seen, real, logs, norms, kinds = [], [], [], [], []
     for index, (norm, blocks, epsilon) in enumerate(plans):
         for block in rehearse(model, surrogate, x, y, blocks=blocks, size=config.block_size, levels=levels, norm=norm,

@@ -110,8 +110,13 @@ def fit_strength(blocks: Rehearsed, suspects: Tensor, scorer: Scorer, *, levels:
         net = StrengthNet(blocks.features.shape[-1]).to(campaigns.mean.device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
+    harmless = blocks.norm[campaigns.block] == HARMLESS
+    pools = ((~harmless).nonzero()[:, 0], harmless.nonzero()[:, 0])
     for _ in range(steps):
-        rows = torch.randint(len(campaigns.n), (CAMPAIGNS,), generator=generator).to(campaigns.n.device)
+        rows = torch.cat([
+            pool[torch.randint(len(pool), (share,), generator=generator).to(pool.device)]
+            for pool, share in zip(pools, (CAMPAIGNS, CAMPAIGNS // 3), strict=True)
+        ])
         loss = _loss(net, campaigns.mean[rows], campaigns.n[rows], blocks, campaigns.block[rows], levels)
         optimizer.zero_grad()
         loss.backward()
@@ -131,7 +136,7 @@ def _loss(net: StrengthNet, mean: Tensor, n: Tensor, blocks: Rehearsed, block: T
     loss = ((error / spread).square() / 2 + spread.log()) * attacked
     target = torch.stack([(norm == 1).float(), (~attacked).float()], -1).expand_as(logits)
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    loss = loss + 0.3 * entropy[..., 0] * attacked + 0.3 * entropy[..., 1]
+    loss = loss + 0.3 * entropy[..., 0] * attacked + entropy[..., 1]
     folds = torch.arange(len(centre), device=block.device).unsqueeze(1)
     return (loss * (_fold(block, len(centre)).unsqueeze(0) != folds)).mean()
 
@@ -170,6 +175,11 @@ def calibrate(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, scorer: Sco
 
 
 def _widest(error: Tensor, kind: Tensor) -> Tensor:
-    """Quantiles of `error` [M] at `detector.LEVELS`: of each kind [M], the one farthest out."""
-    each = torch.stack([error[kind == one].quantile(torch.tensor(LEVELS)) for one in kind.unique()])
-    return torch.where(torch.tensor(LEVELS) < 0.5, each.amin(0), each.amax(0))
+    """Quantiles of `error` [M] at `detector.LEVELS`, for the kind [M] whose mean error lies farthest out.
+
+    A kind has too few blocks for a 99 % quantile of its own: scatter is pooled over kinds, bias is taken at its worst.
+    """
+    bias = torch.stack([error[kind == one].mean() for one in kind.unique()])
+    scatter = torch.cat([error[kind == one] - error[kind == one].mean() for one in kind.unique()])
+    levels = torch.tensor(LEVELS)
+    return scatter.quantile(levels) + torch.where(levels < 0.5, bias.min(), bias.max())
