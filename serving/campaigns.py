@@ -193,7 +193,7 @@ class Campaigns:
             if time.time() - request.finished_at <= self._settings.all_clear_seconds:
                 return False   # the new version is on its way
             outcome = "unanswered"
-        self._close(outcome, self.current.reason)
+        self._close(outcome)
         return True
 
     def _answered_by(self, loaded: LoadedModel) -> bool:
@@ -207,7 +207,8 @@ class Campaigns:
             loaded.bundle.threats, strength["norm"]
         )
 
-    def _close(self, outcome: str, reason: str | None) -> None:
+    def _close(self, outcome: str, note: str = "") -> None:
+        reason = "; ".join(part for part in (self.current.reason, note) if part) or None
         self._update(state="closed", closed_at=time.time(), outcome=outcome, reason=reason)
         log.warning("campaign %s: closed, %s (%s)", self.current.id, outcome, reason)
         self.current, self._request = None, None

@@ -44,7 +44,7 @@ class Campaign:
         inputs_at_alarm: distinct inputs that the monitor had seen when it raised the alarm.
         flagged: distinct flagged inputs that belong to it so far.
         strength: {norm, estimate, low, high, n, harmless} as last estimated; None before there was enough evidence.
-        matched: epsilon that a retraining run was or would be asked for; None while none is needed.
+        matched: the epsilon on the grid that answers this strength, asked for or not; None where there is none.
         outcome: finding so far, final once closed; None while undecided. `answered`: a new champion covers it.
             `covered`: the champion already did. `unanswered`: the gate refused, or the run failed, or the ceiling
             forbids. `shift`: a change without malice. `faded`: it ended before there was enough to judge.

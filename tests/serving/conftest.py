@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ class FolderRegistry:
     folders: dict[int, Path] = field(default_factory=dict)
     number: int | None = None
     down: bool = False
-    fetched: int = 0
+    fetches: list[float] = field(default_factory=list)
 
     def champion(self) -> Version | None:
         if self.down:
@@ -46,7 +47,7 @@ class FolderRegistry:
         return Version(name="digits", number=self.number, run_id="", source=source, created=datetime.now(UTC))
 
     def fetch(self, version: Version, folder: Path) -> Bundle:
-        self.fetched += 1
+        self.fetches.append(time.monotonic())
         open_bundle(Path(version.source))
         shutil.copytree(version.source, folder, dirs_exist_ok=True)
         return open_bundle(folder)

@@ -183,6 +183,8 @@ def test_the_promoted_version_answers_and_the_attacker_who_goes_on_is_covered(sc
     assert scene.campaign["state"] == "open"   # until that version serves
     scene.serve(model("2", ThreatModel("Linf", scene.campaign["matched"])))
     assert (scene.campaign["state"], scene.campaign["outcome"]) == ("closed", "answered")
+    assert scene.campaign["reason"].endswith("; version 2 covers it")
+    assert "train for" in scene.campaign["reason"]
     assert scene.watch.monitor_status()["inputs"] == 0
     scene.send("a" * 5000)
     assert [row["outcome"] for row in scene.campaigns] == ["covered", "answered"]
@@ -284,6 +286,22 @@ def test_a_restart_goes_on_with_the_same_campaign(settings):
     third.ledger.close()
 
 
+def test_a_campaign_from_before_a_restart_ends_by_silence(settings, monkeypatch):
+    first = Scene(settings())
+    first.serve(model("1"))
+    first.send("a" * 30)
+    first.ledger.close()
+    second = Scene(settings())
+    second.serve(model("1"))
+    second.watch.tick()
+    assert second.campaign["state"] == "open"
+    now = time.monotonic()
+    monkeypatch.setattr("serving.campaigns.time.monotonic", lambda: now + 901)
+    second.watch.tick()
+    assert second.campaign["outcome"] == "faded"
+    second.ledger.close()
+
+
 def test_verdicts_of_a_version_that_no_longer_serves_are_left_aside(scene):
     old = scene.loaded
     scene.serve(model("2"))
@@ -300,10 +318,14 @@ def test_a_ledger_that_fails_is_a_problem_and_what_is_owed_is_done_later(scene, 
     monkeypatch.setattr("serving.campaigns.RETRY_SECONDS", -1.0)
     with monkeypatch.context() as patched:
         patched.setattr(scene.ledger, "_insert", broken)
-        scene.send("a" * 100)
+        scene.send("a" * 30)
         assert "disk is full" in str(scene.watch._problems)
         assert scene.campaigns == []
-    scene.send("a")
+    scene.send("a" * 33)
+    with monkeypatch.context() as patched:
+        patched.setattr(scene.ledger, "_update", broken)
+        scene.send("a")   # the last of 64: the judgement cannot be written, and then the attack stops
+        assert scene.ledger.requests() == []
     scene.watch.tick()
     assert len(scene.ledger.requests()) == 1
     assert str(scene.watch._problems) == ""

@@ -1,0 +1,90 @@
+import threading
+
+import pytest
+from serving_support import wait_until
+
+from redoubt.threat import ThreatModel
+from serving.launcher import Result
+from serving.ledger import Ledger
+from serving.problems import Problems
+from serving.retrainer import Retrainer
+
+
+class Scripted:
+    """A launcher that gives one answer after another; an exception is raised, None waits to be stopped."""
+
+    def __init__(self, *answers):
+        self.answers, self.folders = list(answers), []
+
+    def run(self, folder, stop: threading.Event):
+        assert (folder / "request.json").exists()
+        self.folders.append(folder)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        if answer is None:
+            stop.wait(10)
+        return answer
+
+
+FAILED = Result(status="failed", reason="out of memory")
+
+
+@pytest.fixture
+def scene(settings):
+    """A function (*answers, **settings) -> (retrainer, ledger, launcher, finished), with one request in the ledger."""
+    ends = []
+
+    def make(*answers, **changes):
+        chosen = settings(**changes)
+        ledger = Ledger(chosen.home / "ledger.db")
+        campaign = ledger.open_campaign("digits", "1", inputs=1, flagged=1)
+        assert ledger.ask(campaign, ThreatModel("L2", 0.5), cool_down=0, daily_budget=1)[0]
+        launcher, finished = Scripted(*answers), []
+        retrainer = Retrainer(chosen, ledger, launcher, Problems(), finished.append)
+        ends.extend([retrainer.stop, ledger.close])
+        retrainer.start()
+        return retrainer, ledger, launcher, finished
+
+    yield make
+    for end in ends:
+        end()
+
+
+def test_a_result_is_written_down_and_told(scene):
+    _, ledger, launcher, finished = scene(Result(status="promoted", version="7", reason="better"))
+    wait_until(lambda: finished)
+    request = ledger.requests()[0]
+    assert (request.state, request.version, request.reason, request.attempts) == ("promoted", "7", "better", 0)
+    assert request.finished_at
+    assert finished == [request]
+    assert launcher.folders[0].name == request.id
+
+
+def test_failures_are_tried_again_with_growing_pauses_and_given_up(scene):
+    retrainer, ledger, launcher, finished = scene(FAILED, RuntimeError("no launcher"), FAILED, backoff_seconds=100)
+
+    def attempts(count: int):
+        return wait_until(lambda: (row := ledger.requests()[0]).attempts == count and row)
+
+    pauses = []
+    for count in (1, 2):
+        request = attempts(count)
+        assert request.state == "pending"
+        pauses.append(request.next_attempt_at)
+        ledger.update_request(request, next_attempt_at=0)
+        retrainer.wake()
+    assert 95 < pauses[1] - pauses[0] < 110   # 100 s, then 200 s
+    assert attempts(3).state == "failed"
+    wait_until(lambda: finished)
+    assert finished[0].reason == "out of memory"
+    assert len(launcher.folders) == 3
+
+
+def test_stopping_leaves_the_request_owed(scene):
+    retrainer, ledger, launcher, finished = scene(None)
+    wait_until(lambda: launcher.folders)
+    retrainer.stop()
+    assert ledger.requests()[0].state == "pending"
+    assert ledger.requests()[0].attempts == 0
+    assert finished == []
