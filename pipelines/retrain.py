@@ -17,8 +17,8 @@ from pathlib import Path
 from pipelines.local import RunResult, execute, write_json
 from pipelines.parameters import retraining
 from redoubt.errors import RedoubtError
-from redoubt.registry import Registry
-from redoubt.threat import ThreatModel
+from redoubt.registry import Registry, Version
+from redoubt.threat import ThreatModel, covers
 
 
 def main(folder: Path) -> int:
@@ -44,13 +44,25 @@ def answer(request: dict, folder: Path) -> RunResult:
     """Run the pipeline for one request, with the parent version's parameters."""
     registry = Registry(request["tracking_uri"], request["model_name"])
     parent = registry.version(request["parent_version"])
+    threat, cause = ThreatModel(request["norm"], request["epsilon"]), str(request["campaign"])
+    done = already_judged(registry.versions(), threat, cause)
+    if done is not None:
+        return done
     bundle = registry.fetch(parent, folder / "parent")
-    parameters = retraining(
-        bundle.manifest, ThreatModel(request["norm"], request["epsilon"]), parent=parent.number,
-        cause=str(request["campaign"]), model_name=request["model_name"], tracking_uri=request["tracking_uri"],
-    )
+    parameters = retraining(bundle.manifest, threat, parent=parent.number, cause=cause,
+                            model_name=request["model_name"], tracking_uri=request["tracking_uri"])
     write_json(folder / "parameters.json", parameters.to_json())
     return execute(parameters, folder)
+
+
+def already_judged(versions: list[Version], threat: ThreatModel, cause: str) -> RunResult | None:
+    """The result of a run for the same campaign that the gate judged, but that was killed before it could say so."""
+    for version in versions:
+        decision = version.decision
+        if decision and version.tags.get("cause") == cause and covers(version.threats, threat):
+            return RunResult(status="promoted" if decision["promoted"] else "refused", version=version.number,
+                             reason=decision["reason"])
+    return None
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pytest
 
@@ -10,6 +11,9 @@ from components.context import PROGRESS, report, step
 from pipelines import local
 from pipelines.local import RunResult, failure, read_progress, read_result, write_json
 from pipelines.parameters import RunParameters
+from pipelines.retrain import already_judged
+from redoubt.registry import Version
+from redoubt.threat import ThreatModel
 
 
 def test_progress_of_a_half_written_line_waits(tmp_path):
@@ -89,6 +93,24 @@ def test_a_request_that_cannot_be_answered_ends_with_its_reason(tmp_path, reques
     result = read_result(tmp_path)
     assert result.status == "failed"
     assert reason in result.reason
+
+
+def version(number, cause="c1", epsilon=0.1, promoted=True):
+    tags = {"cause": cause, "threats": json.dumps([["Linf", epsilon]]),
+            "decision": json.dumps({"promoted": promoted, "reason": "so"})}
+    return Version(name="m", number=number, run_id="", source="", created=datetime.now(UTC), tags=tags)
+
+
+@pytest.mark.parametrize("versions, status", [
+    ([], None),
+    ([version(3)], "promoted"),
+    ([version(3, promoted=False)], "refused"),
+    ([version(3, cause="another")], None),
+    ([version(3, epsilon=0.05, promoted=False)], None),
+], ids=["none", "promoted", "refused", "another campaign", "the strength rose"])
+def test_a_run_killed_after_the_gate_is_not_trained_again(versions, status):
+    done = already_judged(versions, ThreatModel("Linf", 0.1), "c1")
+    assert (done and done.status) == status
 
 
 def test_a_python_below_a_folder_with_a_space_is_quoted():
