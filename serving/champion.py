@@ -61,7 +61,7 @@ class ChampionFollower:
         self._stop.set()
         self._wake.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=5)   # it may hang in a registry that does not answer; it is a daemon
+            self._thread.join(timeout=2)   # it may hang in a registry that does not answer; it is a daemon
 
     def _loop(self) -> None:
         while not self._stop.is_set():
