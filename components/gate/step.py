@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 
-from redoubt.attacks import pgd
 from redoubt.bundle import Bundle
 from redoubt.compute import device, settle_threads
 from redoubt.data import Prepared
 from redoubt.detection import Detector
-from redoubt.evaluation.accuracy import correct
+from redoubt.evaluation.accuracy import correct, withstands_pgd
 from redoubt.promotion import GateDecision, Measured, Policy, judge
 from redoubt.registry import Registry
 from redoubt.threat import ThreatModel, cover
@@ -53,13 +52,11 @@ def measure(bundle: Bundle, prepared: Prepared, threats: tuple[ThreatModel, ...]
     where = device()
     model = bundle.model(where)
     x, y = (part.to(where) for part in prepared.tensors("gate"))
-    clean = correct(model, x, y).cpu()
+    clean = correct(model, x, y)
     attacked = {}
     for threat in threats:
         generator = torch.Generator(device=where).manual_seed(seed)
-        attacked[threat] = correct(
-            model, x, y, attack=lambda m, x, y, t=threat, g=generator: pgd(m, x, y, t, steps=20, generator=g)
-        ).cpu()
+        attacked[threat] = withstands_pgd(model, x, y, threat, steps=20, generator=generator)
     labels = y.cpu()
     recall = torch.tensor([float(clean[labels == label].float().mean()) for label in labels.unique()])
     false_positives = None

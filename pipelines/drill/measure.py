@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pipelines.drill.options import DrillOptions
-from redoubt.attacks import fgsm, pgd
+from redoubt.attacks import fgsm
 from redoubt.data import Prepared
-from redoubt.evaluation.accuracy import correct
+from redoubt.evaluation.accuracy import correct, withstands_pgd
 from redoubt.promotion import paired_p
 
 ORACLE_SHARE = 0.97
@@ -23,8 +23,7 @@ def correctness(model, data: tuple[Tensor, Tensor], options: DrillOptions) -> di
     return {
         "clean": correct(model, *data),
         "fgsm": correct(model, *data, attack=lambda m, x, y: fgsm(m, x, y, options.threat)),
-        "pgd20": correct(model, *data,
-                         attack=lambda m, x, y: pgd(m, x, y, options.threat, steps=20, generator=generator)),
+        "pgd20": withstands_pgd(model, *data, options.threat, steps=20, generator=generator),
     }
 
 

@@ -17,13 +17,25 @@ from redoubt.threat import ThreatModel
 
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Gradient of the summed cross-entropy with respect to `x`; each image's gradient is independent of the batch."""
+    return logits_and_gradient(model, x, y)[1]
+
+
+def logits_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits at `x` and what `input_gradient` gives, from one forward pass."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        loss = F.cross_entropy(model(x), y, reduction="sum")
-        return torch.autograd.grad(loss, x)[0]
+        logits = model(x)
+        gradient = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x)[0]
+    return logits.detach(), gradient
 
 
-def _inside(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
+def default_alpha(threat: ThreatModel, steps: int) -> float:
+    """The step length with which PGD can reach the ball's rim from anywhere in it."""
+    return 2.5 * threat.epsilon / max(steps, 1)
+
+
+def inside(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
+    """`x_adv` brought back into the ball round `x` and into [0, 1]."""
     return (x + threat.project(x_adv - x)).clamp(0, 1)
 
 
@@ -53,7 +65,7 @@ def pgd(
 
     Args:
         steps: gradient steps in each restart.
-        alpha: step length; by default 2.5 * epsilon / steps, so that the ball's rim can be reached from anywhere.
+        alpha: step length; by default `default_alpha`.
         restarts: independent starts; of each image the one with the highest loss is returned.
         random_start: begin at a point drawn uniformly from the ball.
         momentum: decay of the accumulated gradient, as in `momentum_pgd`.
@@ -61,7 +73,7 @@ def pgd(
     Raises:
         InvalidInput: for fewer than one step or restart, or a step length that is not positive.
     """
-    alpha = 2.5 * threat.epsilon / max(steps, 1) if alpha is None else alpha
+    alpha = default_alpha(threat, steps) if alpha is None else alpha
     if steps < 1 or restarts < 1 or not alpha > 0:
         raise InvalidInput(f"PGD needs steps >= 1, restarts >= 1 and alpha > 0, not {steps}, {restarts}, {alpha}")
     best, best_loss = None, None
@@ -88,7 +100,7 @@ def _climb(model, x, y, threat, x_adv, steps, alpha, momentum) -> Tensor:
             mean = gradient.abs().flatten(1).mean(1).clamp_min(torch.finfo(gradient.dtype).tiny)
             direction = momentum * direction + gradient / mean.view(-1, *[1] * (x.dim() - 1))
             gradient = direction
-        x_adv = _inside(x, x_adv + alpha * threat.steepest(gradient), threat)
+        x_adv = inside(x, x_adv + alpha * threat.steepest(gradient), threat)
     return x_adv.detach()
 
 

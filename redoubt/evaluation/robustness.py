@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from redoubt.attacks import get_attack
 from redoubt.errors import InvalidInput
-from redoubt.evaluation.accuracy import correct, eval_mode, predict
+from redoubt.evaluation.accuracy import correct, eval_mode, predict, withstands_pgd
 from redoubt.evaluation.intervals import wilson
 from redoubt.threat import ThreatModel, cover, parse_epsilon
 
@@ -56,7 +56,8 @@ def evaluate(
         threats: what the model was trained against; each is attacked on all N images.
         levels: the largest stored pixel value (255, or 16 for the digits), recorded beside the figures. The
             attacks are not rounded to this lattice: they are the stronger for it.
-        attacks: names from `redoubt.attacks.ATTACKS`, with their default settings.
+        attacks: names from `redoubt.attacks.ATTACKS`, with their default settings. Under `pgd` an image counts as
+            fooled when any iterate fools the model.
         epsilons: the curve, in each norm of `threats` (Linf when there is none). By default 0.5, 1 and 1.5 times
             each norm's largest epsilon, or `UNDEFENDED_GRID`. Zero (clean) and the threats are always added.
         curve_n: the curve uses this many images, drawn by `seed`; a point that is a threat uses all.
@@ -140,7 +141,10 @@ def _points(threats: tuple[ThreatModel, ...], epsilons: Iterable[float] | None) 
 
 def _under_attack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, name: str, seed: int) -> dict:
     attack, generator = get_attack(name), torch.Generator(device=x.device).manual_seed(seed)
-    right = correct(model, x, y, attack=lambda model, x, y: attack(model, x, y, threat, generator=generator))
+    if name == "pgd":
+        right = withstands_pgd(model, x, y, threat, generator=generator)
+    else:
+        right = correct(model, x, y, attack=lambda model, x, y: attack(model, x, y, threat, generator=generator))
     return _share(int(right.sum()), len(x))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from redoubt.attacks import pgd
 from redoubt.errors import TrainingDiverged
-from redoubt.evaluation.accuracy import accuracy
+from redoubt.evaluation.accuracy import accuracy, withstands_pgd
 from redoubt.training.config import TrainConfig
 from redoubt.training.objectives import OBJECTIVES
 
@@ -143,8 +143,5 @@ def _update(average: nn.Module, model: nn.Module, decay: float) -> None:
 def _validate(model: nn.Module, data: tuple[Tensor, Tensor], config: TrainConfig, generator) -> dict:
     model.eval()
     row = {"clean_accuracy": accuracy(model, *data)}
-    robust = [
-        accuracy(model, *data, attack=lambda m, x, y, t=threat: pgd(m, x, y, t, steps=10, generator=generator))
-        for threat in config.threats
-    ]
-    return {**row, "robust_accuracy": min(robust)} if robust else row
+    stood = [withstands_pgd(model, *data, threat, steps=10, generator=generator) for threat in config.threats]
+    return {**row, "robust_accuracy": min(float(part.float().mean()) for part in stood)} if stood else row
