@@ -66,22 +66,22 @@ def versions_table(registry: Registry) -> None:
     if not versions:
         console.print(f"no versions of {registry.model_name!r} yet: `redoubt run` makes the first")
         return
-    table = Table("version", "alias", "objective", "trained for", "clean", "under attack", "cause", "gate", "made")
+    header = ("version", "alias", "trained for", "clean", "under attack", "gate", "cause")
+    table = Table(*header, title=registry.model_name)
     for version in versions:
         decision = version.decision
         table.add_row(
-            str(version.number), ", ".join(version.aliases), version.tags.get("objective", ""),
-            ", ".join(map(str, version.threats)) or "nothing", version.tags.get("clean_accuracy", ""),
-            _robust(version), version.tags.get("cause", ""),
+            str(version.number), "\n".join(version.aliases), "\n".join(map(str, version.threats)) or "nothing",
+            version.tags.get("clean_accuracy", ""), _robust(version),
             "not judged" if decision is None else "passed" if decision["promoted"] else "refused",
-            f"{version.created:%Y-%m-%d %H:%M}",
+            version.tags.get("cause", ""),
         )
     console.print(table)
 
 
 def _robust(version: Version) -> str:
     figures = json.loads(version.tags.get("robust_accuracy", "{}"))
-    return ", ".join(f"{attack} {value:.3f}" for attack, value in figures.items())
+    return "\n".join(f"{value:.4f} {attack.split()[0]}" for attack, value in figures.items())
 
 
 def version_page(version: Version) -> None:
