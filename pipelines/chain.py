@@ -18,7 +18,7 @@ NAME = "redoubt"
 def pipeline(
     dataset: str = "digits",
     architecture: str = "compact-cnn",
-    objective: str = "pgd",
+    objective: str = "blend",
     norm: str = "Linf",
     epsilon: float = 0.1,
     also: str = "[]",

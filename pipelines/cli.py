@@ -49,7 +49,7 @@ def _parameters(home: Path | None, uri: str, **values):
 def run(
     dataset: Dataset = "digits",
     architecture: Annotated[str, typer.Option(help="compact-cnn or preactresnet-18.")] = "compact-cnn",
-    objective: Annotated[str, typer.Option(help="standard, pgd, mixed or half (see docs).")] = "pgd",
+    objective: Annotated[str, typer.Option(help="standard, blend, pgd, mixed or half.")] = "blend",
     epsilon: Epsilon = "0.1",
     norm: Norm = "Linf",
     epochs: Annotated[int, typer.Option(help="0 takes the default for objective, architecture and data.")] = 0,
@@ -241,7 +241,7 @@ def submit(
     image: Annotated[str, typer.Option(help="The steps' image, best by digest.", show_default=False)] = "",
     dataset: Dataset = "fashion-mnist",
     architecture: Annotated[str, typer.Option(help="compact-cnn or preactresnet-18.")] = "compact-cnn",
-    objective: Annotated[str, typer.Option(help="standard, pgd, mixed or half.")] = "pgd",
+    objective: Annotated[str, typer.Option(help="standard, blend, pgd, mixed or half.")] = "blend",
     epsilon: Epsilon = "0.1",
     norm: Norm = "Linf",
     epochs: Annotated[int, typer.Option(help="0 takes the default.")] = 0,

@@ -9,7 +9,7 @@ from redoubt.errors import InvalidInput, one_of
 from redoubt.threat import NORMS, ThreatModel, dump_threats, load_threats, parse_epsilon
 
 ARCHITECTURES = ("compact-cnn", "preactresnet-18")   # of redoubt.models, without importing torch's networks
-OBJECTIVES = ("half", "mixed", "pgd", "standard")
+OBJECTIVES = ("blend", "half", "mixed", "pgd", "standard")
 DATASETS = ("cifar10", "cifar100", "digits", "fashion-mnist", "mnist")
 
 
@@ -37,7 +37,7 @@ class RunParameters:
 
     dataset: str = "digits"
     architecture: str = "compact-cnn"
-    objective: str = "pgd"
+    objective: str = "blend"
     norm: str = "Linf"
     epsilon: float = 0.1
     also: str = "[]"
@@ -100,7 +100,7 @@ def retraining(manifest: dict, threat: ThreatModel, *, parent: int, cause: str, 
     """
     parameters = dict(manifest["parameters"])
     if parameters["objective"] == "standard":
-        parameters |= {"objective": "pgd", "epochs": 0}
+        parameters |= {"objective": "blend", "epochs": 0}
     parameters.pop("precision", None)
     return RunParameters.from_json({
         **parameters, **manifest["data"]["request"], "norm": threat.norm, "epsilon": threat.epsilon,

@@ -36,7 +36,7 @@ def oracle(data: Path, folder: Path, options: DrillOptions, progress) -> dict[st
     """Train from scratch, in the pipeline's default way, with the epsilon that only the drill knows."""
     from components.train.step import run
 
-    bundle = run(data, folder, objective="pgd", norm=options.norm, epsilon=options.epsilon, seed=options.seed,
+    bundle = run(data, folder, norm=options.norm, epsilon=options.epsilon, seed=options.seed,
                  progress=progress)
     return correctness(bundle.model(), Prepared.open(data).tensors("test"), options)
 

@@ -43,7 +43,7 @@ class DrillOptions:
             object.__setattr__(self, "epsilon", DEFAULT_EPSILON.get(self.dataset, 0.1))
         if self.requests < 0:
             raise InvalidInput(f"requests must not be negative, not {self.requests}")
-        self.run_parameters("pgd")   # checks the rest
+        self.run_parameters("blend")   # checks the rest
 
     @property
     def threat(self) -> ThreatModel:

@@ -33,7 +33,7 @@ from redoubt.threat import covered_epsilon
 MODEL = "drill"
 CLEAN_REQUESTS = 2000     # at most; fewer when the test split is smaller
 ALARM_REQUESTS = 1000     # without an alarm by then the attack went unnoticed
-TRICKLE_PER_SECOND = 20   # the attacker's traffic while the retraining run has the processors
+TRICKLE_PER_SECOND = 10   # the attacker's traffic while the retraining run has the processors
 SWAP_SECONDS = 1800
 
 

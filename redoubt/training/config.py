@@ -38,7 +38,7 @@ class TrainConfig:
         precision: `auto` (bfloat16 arithmetic where it is quick, float32 otherwise), `float32` or `bfloat16`.
     """
 
-    objective: str = "pgd"
+    objective: str = "blend"
     threats: tuple[ThreatModel, ...] = ()
     epochs: int = 6
     batch_size: int = 128

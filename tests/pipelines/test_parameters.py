@@ -17,7 +17,7 @@ from redoubt.training import OBJECTIVES
 @pytest.mark.parametrize("changes, message", [
     ({"dataset": "imagenet"}, "unknown dataset 'imagenet'.*digits.*fashion-mnist.*npz:PATH"),
     ({"architecture": "vgg"}, "unknown architecture 'vgg'.*compact-cnn, preactresnet-18"),
-    ({"objective": "magic"}, "unknown objective 'magic'.*half, mixed, pgd, standard"),
+    ({"objective": "magic"}, "unknown objective 'magic'.*blend, half, mixed, pgd, standard"),
     ({"norm": "L1"}, "unknown norm 'L1'.*L2, Linf"),
     ({"epsilon": 0}, "above 0"),
     ({"epsilon": -0.1}, "above 0"),
@@ -71,7 +71,7 @@ def manifest(objective="standard", threats=(), epochs=3):
 
 def test_an_undefended_parent_gets_adversarial_training():
     asked = retraining(manifest(), ThreatModel("Linf", 0.11), parent=1, cause="c1", model_name="m", tracking_uri="u")
-    assert (asked.objective, asked.epochs, asked.epsilon) == ("pgd", 0, 0.11)
+    assert (asked.objective, asked.epochs, asked.epsilon) == ("blend", 0, 0.11)
     assert (asked.dataset, asked.seed, asked.parent, asked.cause) == ("fashion-mnist", 4, 1, "c1")
 
 
