@@ -52,4 +52,5 @@ class DrillOptions:
     def run_parameters(self, objective: str, **more) -> RunParameters:
         """Parameters of a pipeline run on this drill's data."""
         return RunParameters(dataset=self.dataset, data_dir=self.data_dir, objective=objective, norm=self.norm,
-                             epsilon=self.epsilon, seed=self.seed, limit=self.limit, **more)
+                             epsilon=self.epsilon, seed=self.seed, split_seed=self.seed, limit=self.limit,
+                             **more)

@@ -28,6 +28,11 @@ from redoubt.training import OBJECTIVES
     ({"epochs": -1}, "epochs"),
     ({"steps": 0}, "steps"),
     ({"lam": 0}, "lam"),
+    ({"lam": float("inf")}, "lam"),
+    ({"limit": 10}, "limit must be 0 for all or at least 400"),
+    ({"seed": 2**40}, "seeds must be below"),
+    ({"model_name": "it's"}, "model name"),
+    ({"model_name": "a/b"}, "model name"),
     ({"fpr": 0.5}, "fpr"),
 ], ids=lambda value: str(value)[:30] if isinstance(value, dict) else "")
 def test_bad_values_are_refused(changes, message):
@@ -65,7 +70,8 @@ def manifest(objective="standard", threats=(), epochs=3):
         "threats": [list(t) for t in threats],
         "parameters": {"architecture": "compact-cnn", "objective": objective, "norm": "Linf", "epsilon": 0.1,
                        "epochs": epochs, "steps": 5, "lam": 1.0, "seed": 4, "precision": "auto"},
-        "data": {"request": {"dataset": "fashion-mnist", "data_dir": "", "image_size": 0, "limit": 0, "seed": 4}},
+        "data": {"request": {"dataset": "fashion-mnist", "data_dir": "", "image_size": 0, "limit": 0, "split_seed": 2},
+                 "checksum": "abc"},
     }
 
 
@@ -73,6 +79,7 @@ def test_an_undefended_parent_gets_adversarial_training():
     asked = retraining(manifest(), ThreatModel("Linf", 0.11), parent=1, cause="c1", model_name="m", tracking_uri="u")
     assert (asked.objective, asked.epochs, asked.epsilon) == ("blend", 0, 0.11)
     assert (asked.dataset, asked.seed, asked.parent, asked.cause) == ("fashion-mnist", 4, 1, "c1")
+    assert (asked.split_seed, asked.data_checksum) == (2, "abc"), "it must meet the data that its parent met"
 
 
 def test_a_robust_parent_keeps_its_recipe_and_its_threats():

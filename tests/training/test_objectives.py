@@ -54,7 +54,7 @@ def test_an_objective_leaves_its_batch_alone_and_reaches_every_weight(model, nam
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective": "magic"}, "unknown objective 'magic'.*half, mixed, pgd, standard"),
+        ({"objective": "magic"}, "unknown objective 'magic'.*blend, half, mixed, pgd, standard"),
         ({"objective": "standard", "threats": (LINF,)}, "takes no threat models"),
         ({"objective": "pgd"}, "at least one"),
         ({"precision": "float16"}, "unknown precision"),
