@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+from redoubt.detection.benign import BENIGN, benign
 from redoubt.detection.features import BINS, feature_count, features
-from redoubt.detection.rehearsal import BENIGN, KINDS, benign, fit_surrogate, rehearse
+from redoubt.detection.rehearsal import KINDS, fit_surrogate, rehearse
 
 
 @pytest.mark.parametrize("channels", [1, 3])
