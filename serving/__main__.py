@@ -16,7 +16,7 @@ from serving.settings import Settings, load_settings
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until a signal; returns the exit code, 2 for a setting that is wrong or a port that is taken."""
+    """Serve until a signal; returns the exit code, 2 for a setting that is wrong, or a port or home that is taken."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         settings = load_settings(sys.argv[1:] if arguments is None else arguments)

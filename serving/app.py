@@ -28,6 +28,12 @@ from serving.settings import Settings
 
 log = logging.getLogger("redoubt.serving")
 STATUSES = {InvalidInput: 400, NotFound: 404, TooLarge: 413, NotReady: 503}
+# What a request may drive Python into, though its size is within the limits: the request's fault, in our words.
+TOO_MUCH = {
+    MemoryError: (413, "the request needs more memory than there is: send fewer inputs a request"),
+    RecursionError: (400, "the request is nested too deeply"),
+    OverflowError: (400, "the request holds a number that is too large"),
+}
 INFER, IMAGE = "/v2/models/{name}/infer", "/v2/models/{name}/image"
 
 
@@ -40,7 +46,7 @@ def create_app(
         registry, launcher: stand-ins for the ones that the settings describe.
 
     Raises:
-        RedoubtError: when the home folder cannot be used.
+        HomeUnusable: when the home folder cannot be used or another server holds it.
     """
     server = Server(settings, registry=registry, launcher=launcher)
 
@@ -54,7 +60,7 @@ def create_app(
     app.state.server = server
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(_Front, server=server)
-    for kind in (*STATUSES, HTTPException, RequestValidationError):
+    for kind in (*STATUSES, *TOO_MUCH, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _explain)
     _add_health(app, server)
     _add_models(app, server)
@@ -178,6 +184,8 @@ async def _explain(_: Request, error: Exception) -> JSONResponse:
             text = "the body is over the limit: send fewer inputs a request"
     elif isinstance(error, RequestValidationError):
         status, text = 400, "; ".join(str(fault["msg"]) for fault in error.errors())
+    elif isinstance(error, tuple(TOO_MUCH)):
+        status, text = next(answer for kind, answer in TOO_MUCH.items() if isinstance(error, kind))
     else:
         status = next(code for kind, code in STATUSES.items() if isinstance(error, kind))
         text = str(error)

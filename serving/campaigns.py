@@ -1,4 +1,4 @@
-"""A campaign's life: opened by an alarm, judged on its flagged inputs, answered once, closed by the all-clear.
+"""A campaign's life: opened by an alarm, judged on its flagged inputs, answered, closed by the all-clear.
 
 Not thread-safe by itself: the watch calls everything here under its lock.
 """
@@ -19,9 +19,11 @@ from redoubt.detection import Decision, Strength, all_clear, decide
 from redoubt.threat import ThreatModel, covered_epsilon, covers
 from serving.engine import LoadedModel
 from serving.ledger import UNFINISHED, Campaign, Ledger
+from serving.problems import Problems
 from serving.settings import Settings
 
 log = logging.getLogger("redoubt.serving")
+ARRIVAL_SECONDS, ARRIVAL_POLLS = 60.0, 10   # a promoted version serves within the longer of both
 RETRY_SECONDS = 5.0   # between two tries at what is owed: a request that was not possible, a ledger that failed
 
 
@@ -32,8 +34,9 @@ class Campaigns:
         request_made: called after a retraining request was written to the ledger.
     """
 
-    def __init__(self, settings: Settings, ledger: Ledger, request_made: Callable[[], None]):
-        self._settings, self._ledger, self._request_made = settings, ledger, request_made
+    def __init__(self, settings: Settings, ledger: Ledger, problems: Problems, request_made: Callable[[], None]):
+        self._settings, self._ledger, self._problems, self._request_made = settings, ledger, problems, request_made
+        self._arrival = max(ARRIVAL_SECONDS, ARRIVAL_POLLS * settings.poll_seconds)
         self._loaded: LoadedModel | None = None
         self.current: Campaign | None = ledger.running_campaign(settings.model_name)
         self._request = ledger.last_request(self.current) if self.current else None
@@ -118,13 +121,24 @@ class Campaigns:
             self._close("answered", f"version {request.version} covers it")
         elif request.state in ("refused", "failed") and self.current.outcome != "unanswered":
             self._update(outcome="unanswered", reason=request.reason)
+        elif request.state == "promoted" and self._came_to_nothing():
+            fault = (
+                f"version {request.version} was promoted for it and did not become the champion within "
+                f"{self._arrival:g} s; version {self._loaded.version} goes on"
+            )
+            self._problems.note("campaign", f"{self.current.id}: {fault}")
+            if self.current.outcome != "unanswered":
+                self._update(outcome="unanswered", reason=fault)
+
+    def _came_to_nothing(self) -> bool:
+        return self._request.came_to_nothing(time.time(), self._arrival)
 
     # -- how it is judged ---------------------------------------------------------------------------------------
 
     def _judge(self) -> None:
         if len(self._evidence) < self._settings.campaign_min_inputs or self._loaded.detector is None:
             return
-        if self._request is not None and self._request.state != "refused":
+        if self._request is not None and not self._came_to_nothing():
             return   # it has its request: strength and matched epsilon stay those that it was asked for
         self._owed = True   # until the ledger has taken it
         strength = self._loaded.detector.campaign(torch.stack([row for _, row in self._evidence]))
@@ -143,7 +157,7 @@ class Campaigns:
         if strength.harmless:
             return "shift"
         if self._request is not None:
-            return "unanswered"   # refused before
+            return "unanswered"   # until the next request is made
         if decision.retrain:
             return None
         covered = covered_epsilon(self._loaded.bundle.threats, strength.norm)
@@ -156,12 +170,14 @@ class Campaigns:
             self._update(outcome="dry-run", reason=f"{decision.reason}; retraining is off")
             return True
         request, obstacle = self._ledger.ask(
-            self.current, decision.threat, cool_down=settings.cool_down_seconds, daily_budget=settings.daily_budget
+            self.current, decision.threat, cool_down=settings.cool_down_seconds, daily_budget=settings.daily_budget,
+            arrival=self._arrival,
         )
         if request is None:
             self._update(reason=f"{decision.reason}; {obstacle}")
             return False
         self._request = request
+        self._problems.clear("campaign")
         self._update(outcome=None)
         self._request_made()
         return True
@@ -211,6 +227,7 @@ class Campaigns:
         reason = "; ".join(part for part in (self.current.reason, note) if part) or None
         self._update(state="closed", closed_at=time.time(), outcome=outcome, reason=reason)
         log.warning("campaign %s: closed, %s (%s)", self.current.id, outcome, reason)
+        self._problems.clear("campaign")
         self.current, self._request = None, None
         self._begin_afresh()
 

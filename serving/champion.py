@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import threading
 import time
 from collections import deque
@@ -14,12 +15,13 @@ from typing import Protocol
 from redoubt.bundle import Bundle, open_bundle
 from redoubt.errors import ArtifactError, RedoubtError
 from redoubt.registry import Version
-from serving.engine import Engine, LoadedModel, load
+from serving.engine import Engine, LoadedModel, load, version_key
 from serving.problems import Problems
 
 log = logging.getLogger("redoubt.serving")
 _REMEMBERED = "champion.json"
 _SWAPS_KEPT = 100
+_ABANDONED = 24 * 3600.0   # seconds after which a fetch that did not end is nobody's
 _LONGEST_WAIT = 60.0   # seconds between two tries at a version that was refused
 
 
@@ -35,7 +37,7 @@ class ChampionFollower:
     """A thread that keeps the engine on the champion. Whatever goes wrong, the model that answers goes on answering.
 
     Args:
-        folder: where fetched versions lie, one folder each.
+        folder: where fetched versions lie, one folder each: the current, the previous and those being fetched.
         on_model: called with each model right after the swap to it.
     """
 
@@ -45,7 +47,7 @@ class ChampionFollower:
     ):
         self._registry, self._engine, self._problems = registry, engine, problems
         self._folder, self._poll_seconds, self._on_model = folder, poll_seconds, on_model
-        self._refused: tuple[str, float, float] | None = None   # version, when to try again, the wait after that
+        self._refused: tuple[str, float, float] | None = None   # key, when to try again, the wait after that
         self.swaps: deque[dict] = deque(maxlen=_SWAPS_KEPT)
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name="champion", daemon=True)
@@ -87,30 +89,30 @@ class ChampionFollower:
         if champion is None:
             self._problems.note("champion", "the registry has no champion yet: train one and promote it")
             return
-        version, current = str(champion.number), self._engine.current
-        if current is not None and current.version == version:
+        key, current = version_key(str(champion.number), champion.run_id), self._engine.current
+        if current is not None and current.key == key:
             self._refused = None
             self._problems.clear("champion")
-        elif self._refused is None or self._refused[0] != version or time.monotonic() >= self._refused[1]:
-            self._take_over(champion, version, began)
+        elif self._refused is None or self._refused[0] != key or time.monotonic() >= self._refused[1]:
+            self._take_over(champion, key, began)
 
-    def _take_over(self, champion: Version, version: str, began: float) -> None:
+    def _take_over(self, champion: Version, key: str, began: float) -> None:
         try:
             previous = self._engine.previous
-            if previous is not None and previous.version == version:
+            if previous is not None and previous.key == key:
                 loaded = previous   # a rollback: it is still warm
             else:
-                loaded = load(self._bundle(champion, version), version)
+                loaded = load(self._bundle(champion, key), str(champion.number), champion.run_id)
         except (RedoubtError, OSError) as error:
-            last_wait = self._refused[2] if self._refused and self._refused[0] == version else self._poll_seconds / 2
+            last_wait = self._refused[2] if self._refused and self._refused[0] == key else self._poll_seconds / 2
             wait = min(2 * last_wait, _LONGEST_WAIT)
-            self._refused = (version, time.monotonic() + wait, wait)
-            self._problems.note("champion", f"version {version} is refused: {error}")
+            self._refused = (key, time.monotonic() + wait, wait)
+            self._problems.note("champion", f"version {champion.number} is refused: {error}")
             return
         self._swap(loaded, began)
 
-    def _bundle(self, champion: Version, version: str) -> Bundle:
-        folder = self._folder / version
+    def _bundle(self, champion: Version, key: str) -> Bundle:
+        folder = self._folder / key
         try:
             return open_bundle(folder)
         except ArtifactError:
@@ -119,9 +121,10 @@ class ChampionFollower:
     def _load_remembered(self, began: float) -> None:
         """Without a registry, start with the champion that served last."""
         try:
-            version = json.loads((self._folder / _REMEMBERED).read_text())["version"]
-            loaded = load(open_bundle(self._folder / version), version)
-        except (OSError, ValueError, KeyError, TypeError, RedoubtError):
+            remembered = self._remembered()
+            version, run_id = remembered["version"], remembered["run_id"]
+            loaded = load(open_bundle(self._folder / version_key(version, run_id)), version, run_id)
+        except (KeyError, TypeError, OSError, RedoubtError):
             return
         self._swap(loaded, began)
 
@@ -138,7 +141,28 @@ class ChampionFollower:
             self._problems.clear("detector")
         log.info("version %s serves, after %.2f s", loaded.version, seconds)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            (self._folder / _REMEMBERED).write_text(json.dumps({"version": loaded.version}))
+            self._remember(loaded)
         except OSError as error:
             log.warning("the champion could not be remembered: %s", error)
+
+    def _remembered(self) -> dict:
+        """The champion that served last, as it was written down; empty when there is none."""
+        try:
+            found = json.loads((self._folder / _REMEMBERED).read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _remember(self, loaded: LoadedModel) -> None:
+        """Write down who serves and who served before, and remove the folders of all others."""
+        last = self._remembered()
+        previous = last.get("key") if last.get("key") != loaded.key else last.get("previous")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        note = {"version": loaded.version, "run_id": loaded.run_id, "key": loaded.key, "previous": previous}
+        temporary = self._folder / (_REMEMBERED + ".new")
+        temporary.write_text(json.dumps(note))
+        temporary.replace(self._folder / _REMEMBERED)
+        for folder in self._folder.iterdir():
+            being_fetched = folder.name.startswith(".") and time.time() - folder.stat().st_mtime < _ABANDONED
+            if folder.is_dir() and folder.name not in (loaded.key, previous) and not being_fetched:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -31,6 +31,7 @@ class LoadedModel:
 
     Attributes:
         version: its number in the registry.
+        run_id: the registry's id of the run that made it: another registry's version may have the same number.
         detector: None for a version without one.
         loaded_at: unix seconds.
     """
@@ -39,7 +40,13 @@ class LoadedModel:
     bundle: Bundle
     model: Classifier
     detector: Detector | None
+    run_id: str = ""
     loaded_at: float = field(default_factory=time.time)
+
+    @property
+    def key(self) -> str:
+        """What tells it from every other version, of this registry and of others; a folder's name."""
+        return version_key(self.version, self.run_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +76,12 @@ class Prediction:
         return named
 
 
-def load(bundle: Bundle, version: str) -> LoadedModel:
+def version_key(version: str, run_id: str) -> str:
+    """A folder's name for a version: its number and the beginning of its run's id."""
+    return f"{version}-{run_id[:12]}"
+
+
+def load(bundle: Bundle, version: str, run_id: str = "") -> LoadedModel:
     """Bring a verified bundle into memory and run it once, so that its first request is as fast as the rest.
 
     Raises:
@@ -78,7 +90,7 @@ def load(bundle: Bundle, version: str) -> LoadedModel:
     try:
         model = bundle.model().requires_grad_(False)
         detector = Detector.load(bundle.folder, model) if bundle.has_detector else None
-        loaded = LoadedModel(version=version, bundle=bundle, model=model, detector=detector)
+        loaded = LoadedModel(version=version, run_id=run_id, bundle=bundle, model=model, detector=detector)
         shape = bundle.architecture.input_shape
         for n in _WARM_UP:
             x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(n))

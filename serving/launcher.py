@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -19,6 +20,7 @@ from typing import Protocol
 log = logging.getLogger("redoubt.serving")
 
 REQUEST, RESULT, PROGRESS, LOCK, LOG = "request.json", "result.json", "progress.jsonl", "lock", "run.log"
+LEFTOVERS = ("parent", "artifacts")   # folders that a run works in and nobody reads afterwards
 STATUSES = ("promoted", "refused", "failed")
 
 
@@ -150,6 +152,13 @@ def read_step(folder: Path) -> str | None:
             return json.loads(file.read().splitlines()[-1])["step"]
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
+
+
+def tidy(folder: Path) -> None:
+    """Remove the weights and data that a finished request leaves behind, unless a run is still at work there."""
+    if not _locked(folder):
+        for name in LEFTOVERS:
+            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _locked(folder: Path) -> bool:

@@ -6,6 +6,7 @@ A request is written here before anything is started for it, and the table itsel
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import sqlite3
 import threading
@@ -71,7 +72,7 @@ class RetrainRequest:
     """One wish for a stronger model.
 
     Attributes:
-        round: 0, or how many of the campaign's requests the gate refused before this one.
+        round: 0, or how many of the campaign's requests came to nothing before this one.
         state: `pending`, `running`, `promoted`, `refused` or `failed`.
         attempts: runs that were started and failed.
         next_attempt_at: unix seconds before which a pending request waits.
@@ -91,6 +92,16 @@ class RetrainRequest:
     created_at: float
     finished_at: float | None
     next_attempt_at: float | None
+
+    def came_to_nothing(self, now: float, arrival: float) -> bool:
+        """Whether its campaign, still open at `now`, may have another request.
+
+        Args:
+            arrival: seconds within which a promoted version becomes the one that serves, and closes the campaign.
+        """
+        if self.state == "promoted":
+            return now - self.finished_at > arrival
+        return self.state not in UNFINISHED
 
 
 class Ledger:
@@ -140,12 +151,15 @@ class Ledger:
     # -- requests -----------------------------------------------------------------------------------------------
 
     def ask(
-        self, campaign: Campaign, threat: ThreatModel, *, cool_down: float, daily_budget: int
+        self, campaign: Campaign, threat: ThreatModel, *, cool_down: float, daily_budget: int,
+        arrival: float = math.inf,
     ) -> tuple[RetrainRequest | None, str]:
         """Write down a retraining request, unless a bound forbids it now.
 
-        A campaign gets one request, and another only after a refusal and for a larger epsilon. No two requests of a
-        model are unfinished at a time; `cool_down` seconds lie between them, at most `daily_budget` fall in 24 hours.
+        A campaign gets one request, and another only once that came to nothing: the gate refused it, which takes a
+        larger epsilon to ask again, or it failed for good, or its version did not serve within `arrival` seconds. No
+        two requests of a model are unfinished at a time; `cool_down` seconds lie between them, at most `daily_budget`
+        fall in 24 hours.
 
         Returns:
             The request and nothing, or None and what stands against it.
@@ -157,7 +171,7 @@ class Ledger:
                     "SELECT * FROM requests WHERE model_name = ? ORDER BY created_at", (campaign.model_name,)
                 )
             ]
-            reason = _forbidden(earlier, campaign, threat, cool_down, daily_budget, now)
+            reason = _forbidden(earlier, campaign, threat, cool_down, daily_budget, arrival, now)
             if reason:
                 return None, reason
             request = RetrainRequest(
@@ -186,6 +200,12 @@ class Ledger:
         """The campaign's newest request, if it has one."""
         found = self._select("requests", "campaign = ? ORDER BY round DESC LIMIT 1", campaign.id)
         return RetrainRequest(**found[0]) if found else None
+
+    def promoted_before(self, request: RetrainRequest) -> int:
+        """How many of the campaign's requests before this one ended in a promotion."""
+        return len(self._select(
+            "requests", "campaign = ? AND round < ? AND state = 'promoted'", request.campaign, request.round
+        ))
 
     def requests(self, limit: int = 50) -> list[RetrainRequest]:
         """Newest first."""
@@ -223,12 +243,15 @@ class Ledger:
             sql.execute(f"UPDATE {table} SET {pairs} WHERE id = :id", values)
 
 
-def _forbidden(earlier: list[RetrainRequest], campaign: Campaign, threat: ThreatModel, cool_down, budget, now) -> str:
+def _forbidden(
+    earlier: list[RetrainRequest], campaign: Campaign, threat: ThreatModel, cool_down, budget, arrival, now
+) -> str:
     """Why no request may be written now; empty if one may."""
     own = [past for past in earlier if past.campaign == campaign.id]
-    if any(past.state != "refused" for past in own):
+    refused = [past for past in own if past.state == "refused"]
+    if not all(past.came_to_nothing(now, arrival) for past in own):
         return "this campaign already has its retraining request"
-    if any(past.norm == threat.norm and past.epsilon >= threat.epsilon for past in own):
+    if any(past.norm == threat.norm and past.epsilon >= threat.epsilon for past in refused):
         return f"the gate refused {threat} for this campaign, and its strength has not risen since"
     if any(past.state in UNFINISHED for past in earlier):
         return "another retraining run is not finished yet"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 
+from redoubt.errors import RedoubtError
+
 log = logging.getLogger("redoubt.serving")
 
 
@@ -22,6 +24,12 @@ class NotFound(ServingError):
 
 class NotReady(ServingError):
     """There is no model to answer with; HTTP 503."""
+
+
+class HomeUnusable(RedoubtError):
+    """The home folder is no folder, cannot be written, or belongs to another server."""
+
+    exit_code = 2
 
 
 class Problems:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import threading
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from serving.launcher import Launcher, Result, write_request
+from serving.launcher import Launcher, Result, tidy, write_request
 from serving.ledger import Ledger, RetrainRequest
 from serving.problems import Problems
 from serving.settings import Settings
@@ -52,6 +53,7 @@ class Retrainer:
         return self._settings.home / "retrains" / request.id
 
     def _loop(self) -> None:
+        self._tidy_all()
         while not self._stop.is_set():
             try:
                 request = self._ledger.due(self._settings.model_name)
@@ -64,10 +66,17 @@ class Retrainer:
             self._wake.wait(1.0)
             self._wake.clear()
 
+    def _tidy_all(self) -> None:
+        """What an end between a result and the tidying left."""
+        with contextlib.suppress(sqlite3.Error, OSError):
+            for request in self._ledger.requests():
+                if request.finished_at is not None:
+                    tidy(self.folder(request))
+
     def _carry_out(self, request: RetrainRequest) -> None:
         settings, folder = self._settings, self.folder(request)
         write_request(folder, {
-            "id": request.id, "campaign": request.campaign, "model_name": request.model_name,
+            "id": request.id, "campaign": self._cause(request), "model_name": request.model_name,
             "tracking_uri": settings.tracking_uri, "home": str(settings.home), "norm": request.norm,
             "epsilon": request.epsilon, "parent_version": request.parent_version,
         })
@@ -83,6 +92,13 @@ class Retrainer:
         finished = self._record(request, result)
         if finished.finished_at is not None:
             self._on_finished(finished)
+            tidy(folder)
+
+    def _cause(self, request: RetrainRequest) -> str:
+        """What the run says it answers: the campaign. After a promoted version that never served the name differs,
+        because a run takes what was judged under the same name instead of training again."""
+        vain = self._ledger.promoted_before(request)
+        return f"{request.campaign}.{vain + 1}" if vain else request.campaign
 
     def _record(self, request: RetrainRequest, result: Result) -> RetrainRequest:
         log.info("retraining request %s: %s (%s)", request.id, result.status, result.reason)

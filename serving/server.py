@@ -8,13 +8,13 @@ import threading
 import time
 from dataclasses import asdict
 
-from redoubt.errors import RedoubtError
 from redoubt.registry import Registry
 from serving.champion import ChampionFollower, Champions
 from serving.engine import Engine, LoadedModel
+from serving.home import take_home
 from serving.launcher import ChildProcessLauncher, Launcher, read_step
 from serving.ledger import Ledger, RetrainRequest
-from serving.problems import Problems
+from serving.problems import HomeUnusable, Problems
 from serving.retrainer import Retrainer
 from serving.settings import Settings
 from serving.watch import Watch
@@ -33,7 +33,7 @@ class Server:
         launcher: who carries out retraining runs; child processes when None.
 
     Raises:
-        RedoubtError: when the home folder or its ledger cannot be used.
+        HomeUnusable: when the home folder or its ledger cannot be used, or another server holds it.
     """
 
     def __init__(self, settings: Settings, *, registry: Champions | None = None, launcher: Launcher | None = None):
@@ -41,10 +41,12 @@ class Server:
         # A registry that is down should be noticed within a poll or two, not after minutes of MLflow's own retries.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        self._home = take_home(settings.home)
         try:
             self.ledger = Ledger(settings.home / "ledger.db")
         except (OSError, sqlite3.Error) as error:
-            raise RedoubtError(f"the ledger {settings.home / 'ledger.db'} cannot be opened: {error}") from None
+            self._home.close()
+            raise HomeUnusable(f"the ledger {settings.home / 'ledger.db'} cannot be opened: {error}") from None
         self.watch = Watch(settings, self.ledger, self.problems, self._request_made)
         self.engine = Engine(
             threads=settings.threads, workers=settings.workers, problems=self.problems, observe=self.watch.observe
@@ -85,6 +87,7 @@ class Server:
             self._ticker.join(timeout=5)
         self.engine.stop()
         self.ledger.close()
+        self._home.close()
 
     def count(self, failed: bool) -> None:
         """Count one answered inference request."""

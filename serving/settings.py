@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from redoubt.detection.matching import CEILING, FLOOR, MINIMUM, RATIO
@@ -25,7 +26,7 @@ class Settings(BaseSettings):
     )
 
     # -- what is served, and where from
-    model_name: str = Field("redoubt", min_length=1, description="Registered model to serve, and its name in URLs")
+    model_name: str = Field("redoubt", description="Registered model to serve, and its name in URLs")
     home: Path = Field(
         Path(".redoubt"), description="Folder for the ledger, fetched versions and retraining runs; made when missing"
     )
@@ -88,6 +89,16 @@ class Settings(BaseSettings):
     backoff_seconds: float = Field(30.0, ge=0, description="Wait after the first failed attempt; doubles each time")
     retrain_timeout_seconds: float = Field(6 * 3600.0, gt=0, description="Longest that one attempt may run")
 
+    @field_validator("model_name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        """It becomes a part of URLs and a folder's name."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise ValueError(
+                "a model name has at most 100 letters, digits, '.', '_' and '-', and begins with a letter or a digit"
+            )
+        return name
+
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         ThreatModel("Linf", self.epsilon_ceiling)
@@ -95,8 +106,6 @@ class Settings(BaseSettings):
             raise ValueError(f"epsilon_floor {self.epsilon_floor} is above epsilon_ceiling {self.epsilon_ceiling}")
         if self.campaign_min_inputs > self.campaign_max_inputs:
             raise ValueError("campaign_min_inputs is above campaign_max_inputs")
-        if "/" in self.model_name or ":" in self.model_name:
-            raise ValueError(f"model_name {self.model_name!r} must not hold '/' or ':'")
         object.__setattr__(self, "home", self.home.expanduser().absolute())
         if not self.tracking_uri:
             chosen = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home / 'mlflow.db'}"

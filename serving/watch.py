@@ -27,7 +27,7 @@ class Watch:
     def __init__(self, settings: Settings, ledger: Ledger, problems: Problems, request_made: Callable[[], None]):
         self._settings, self._ledger, self._problems = settings, ledger, problems
         self._lock = threading.Lock()
-        self._campaigns = Campaigns(settings, ledger, request_made)
+        self._campaigns = Campaigns(settings, ledger, problems, request_made)
         self._loaded: LoadedModel | None = None
         self._monitor: Monitor | None = None
         self._begin_afresh()

@@ -5,52 +5,25 @@ from __future__ import annotations
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 import torch
 import uvicorn
-from serving_support import CHILD, wait_until
+from serving_support import CHILD, FolderRegistry, Scene, model, wait_until
 
-from redoubt.bundle import Bundle, open_bundle, seal, write_bundle
+from redoubt.bundle import open_bundle, seal, write_bundle
 from redoubt.data.prepared import Prepared
 from redoubt.detection import FitConfig, fit
-from redoubt.errors import RegistryError
 from redoubt.models import Architecture, build
-from redoubt.registry import Registry, Version
+from redoubt.registry import Registry
 from redoubt.threat import ThreatModel
 from serving.app import create_app
 from serving.settings import Settings
-
-
-@dataclass
-class FolderRegistry:
-    """Versions as folders and one alias in memory: the follower's view of a registry, without MLflow's seconds."""
-
-    folders: dict[int, Path] = field(default_factory=dict)
-    number: int | None = None
-    down: bool = False
-    fetches: list[float] = field(default_factory=list)
-
-    def champion(self) -> Version | None:
-        if self.down:
-            raise RegistryError("the registry is down for the test")
-        if self.number is None:
-            return None
-        source = str(self.folders[self.number])
-        return Version(name="digits", number=self.number, run_id="", source=source, created=datetime.now(UTC))
-
-    def fetch(self, version: Version, folder: Path) -> Bundle:
-        self.fetches.append(time.monotonic())
-        open_bundle(Path(version.source))
-        shutil.copytree(version.source, folder, dirs_exist_ok=True)
-        return open_bundle(folder)
 
 
 @pytest.fixture(scope="session")
@@ -155,11 +128,17 @@ def started(settings: Settings, registry, *, ready: bool = True) -> Iterator[Liv
 
 @pytest.fixture
 def live(settings):
-    """A function (registry, ready=True, **settings) -> a started server, with the test's own home."""
+    """A function (registry, ready=True, again=False, **settings) -> a started server, with the test's own home.
+
+    With `again` the servers before it are stopped first: a home holds one at a time.
+    """
     with ExitStack() as running:
-        yield lambda registry, *, ready=True, **changes: running.enter_context(
-            started(settings(**changes), registry, ready=ready)
-        )
+        def start(registry, *, ready: bool = True, again: bool = False, **changes) -> Live:
+            if again:
+                running.close()
+            return running.enter_context(started(settings(**changes), registry, ready=ready))
+
+        yield start
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +162,12 @@ def mlflow_uri(undefended, tmp_path_factory) -> str:
 def registry(undefended) -> FolderRegistry:
     """A registry whose champion is the undefended version 1."""
     return FolderRegistry({1: undefended}, 1)
+
+
+@pytest.fixture
+def scene(settings):
+    """A watch over version 1, which covers nothing."""
+    scene = Scene(settings())
+    scene.serve(model("1"))
+    yield scene
+    scene.ledger.close()

@@ -129,6 +129,46 @@ def test_other_bad_requests(limited):
         assert (got.status_code, list(got.json())) == (status, ["error"]), got.text
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(tensor(data=["x" * 1000] + [0.5] * 63)),
+        json.dumps(tensor(data=[10**400] + [0.5] * 63)),
+        json.dumps(tensor(shape=[10**400, 1, 8, 8])),
+        json.dumps(tensor() | {"outputs": [{"name": {}}]}),
+        json.dumps(tensor() | {"id": "\ud800"}),
+        json.dumps(tensor() | {"inputs": [{"name": "\ud800"}]}),
+        '{"inputs": ' + "[" * 3000,
+        '{"inputs": ' * 300 + "0" + "}" * 300,
+        json.dumps(tensor()).replace("[0.5", "[" * 60 + "0.5"),
+        '{"inputs": [{"name": "input", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [' + "9" * 3500 + "]}]}",
+        b"\xff\xfe",
+    ],
+)
+def test_no_body_is_our_fault(limited, content):
+    began = time.monotonic()
+    got = limited.client.post(INFER, content=content)
+    assert (got.status_code, list(got.json())) == (400, ["error"]), got.text
+    assert time.monotonic() - began < 2
+    assert limited.status()["requests"]["failed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [(MemoryError(), 413, "fewer inputs"), (RecursionError(), 400, "deeply"), (OverflowError(), 400, "too large")],
+)
+def test_a_request_that_is_too_much_is_refused(limited, monkeypatch, error, status, says):
+    def too_much(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("serving.protocol.decode", too_much)
+        got = limited.client.post(INFER, json=tensor())
+    assert (got.status_code, list(got.json())) == (status, ["error"])
+    assert says in got.json()["error"]
+    assert limited.status()["requests"]["failed"] == 0
+
+
 def test_a_client_that_goes_away_is_no_failure(limited, caplog):
     total = limited.status()["requests"]["total"]
     with socket.create_connection((limited.client.base_url.host, limited.client.base_url.port)) as connection:

@@ -1,12 +1,14 @@
 """Following the champion: swaps under load, and what happens when registry or version are not in order."""
 
+import json
+import os
 import shutil
 import threading
 
 import httpx
 import pytest
 import torch
-from serving_support import wait_until
+from serving_support import FolderRegistry, wait_until
 
 from redoubt.bundle import open_bundle, seal
 from redoubt.registry import Registry
@@ -129,19 +131,57 @@ def test_a_registry_that_is_down_changes_nothing(live, registry):
 def test_a_start_without_registry_serves_the_last_champion(live, registry):
     live(registry)
     registry.down = True
-    running = live(registry)   # the same home
+    running = live(registry, again=True)
     assert running.infer(torch.zeros(1, 1, 8, 8)).json()["model_version"] == "1"
     assert "registry is down" in running.status()["problem"]
 
 
 def test_a_damaged_copy_is_fetched_again(live, registry):
     first = live(registry)
-    copy = first.server.settings.home / "models" / "digits" / "1"
-    assert copy.is_dir()
+    copy, = (first.server.settings.home / "models" / "digits").glob("1-*/")
     shutil.rmtree(copy)
     copy.mkdir()
-    live(registry)
+    live(registry, again=True)
     assert len(registry.fetches) == 2
+
+
+def kept(running) -> set[str]:
+    return {entry.name for entry in (running.server.settings.home / "models" / "digits").iterdir() if entry.is_dir()}
+
+
+@pytest.mark.parametrize("how", ["at a start", "while it serves"])
+def test_the_same_number_in_another_registry_is_another_version(live, registry, make_bundle, other_model, how):
+    other = FolderRegistry({1: make_bundle(detector=False, model=other_model)}, 1, name="b")
+    x = torch.zeros(1, 1, 8, 8)
+    expected = open_bundle(other.folders[1]).model()(x).softmax(1).flatten().tolist()
+    running = live(registry)
+    if how == "at a start":
+        running = live(other, again=True)
+    else:
+        registry.folders, registry.name = other.folders, other.name
+    want = pytest.approx(expected)
+    wait_until(lambda: running.infer(x).json()["outputs"][1]["data"] == want, what="the other weights")
+    assert running.status()["champion"]["version"] == "1"
+    remembered = json.loads((running.server.settings.home / "models" / "digits" / "champion.json").read_text())
+    assert (remembered["version"], remembered["run_id"]) == ("1", f"b{1:032}")
+
+
+def test_folders_of_versions_long_gone_are_removed(live, registry, defended, plain):
+    registry.folders |= {2: defended, 3: plain}
+    running = live(registry)
+    models = running.server.settings.home / "models" / "digits"
+    (models / ".fetch-now").mkdir()
+    (models / ".fetch-long-ago").mkdir()
+    os.utime(models / ".fetch-long-ago", (1, 1))
+    for registry.number in (2, 3):
+        wait_until(lambda: running.status()["champion"]["version"] == str(registry.number))
+    two = {f"2-a{0:011}", f"3-a{0:011}"}
+    wait_until(lambda: kept(running) == {".fetch-now"} | two, what="the tidying")
+    running = live(registry, again=True)   # who served before is remembered
+    assert kept(running) == {".fetch-now"} | two
+    registry.number = 2
+    wait_until(lambda: running.status()["champion"]["version"] == "2")
+    assert len(registry.fetches) == 3
 
 
 def test_going_back_takes_the_model_that_is_still_warm(live, registry, defended):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from serving_support import CHILD, wait_until
 
-from serving.launcher import ChildProcessLauncher, read_step, take_result, write_request
+from serving.launcher import ChildProcessLauncher, read_step, take_result, tidy, write_request
 
 
 @pytest.fixture
@@ -135,3 +135,14 @@ def test_no_step_without_words(folder):
     assert read_step(folder) is None
     (folder / "progress.jsonl").write_text('{"at": 1, "step": "train"}\n{"at": 2, "st')
     assert read_step(folder) is None
+
+
+def test_a_run_at_work_keeps_its_folders(folder):
+    (folder / "parent").mkdir()
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        tidy(folder)
+        assert (folder / "parent").exists()
+    tidy(folder)
+    assert not (folder / "parent").exists()
+    tidy(folder / "no such folder")

@@ -1,5 +1,6 @@
 import sqlite3
 import threading
+import time
 
 import pytest
 
@@ -44,10 +45,21 @@ def test_one_campaign_gets_one_request(ledger):
     opened = campaign(ledger)
     request, _ = ledger.ask(opened, WEAK, **FREE)
     assert (request.state, request.epsilon, request.parent_version) == ("pending", 0.1, "1")
-    for state in ("pending", "running", "promoted", "failed"):
+    for state in ("pending", "running", "promoted"):
         ledger.update_request(request, state=state, finished_at=1.0)
         assert ledger.ask(opened, STRONG, **FREE)[0] is None
     assert len(ledger.requests()) == 1
+
+
+def test_what_failed_or_never_served_may_be_asked_again(ledger):
+    opened = campaign(ledger)
+    finish(ledger, ledger.ask(opened, WEAK, **FREE)[0], "failed")
+    again, _ = ledger.ask(opened, WEAK, **FREE)
+    assert (again.round, again.epsilon, ledger.promoted_before(again)) == (1, WEAK.epsilon, 0)
+    finish(ledger, again, "promoted", at=time.time() - 61)
+    assert ledger.ask(opened, WEAK, arrival=62, **FREE)[0] is None
+    third, _ = ledger.ask(opened, WEAK, arrival=60, **FREE)
+    assert (third.round, ledger.promoted_before(third)) == (2, 1)
 
 
 def test_after_a_refusal_only_a_stronger_attack_asks_again(ledger):

@@ -14,6 +14,7 @@ from serving_support import CHILD, wait_until
 
 from redoubt.threat import ThreatModel
 from serving.__main__ import main
+from serving.home import take_home
 from serving.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,13 +31,59 @@ def test_a_port_in_use_is_said_in_one_line(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("arguments", [["--port", "99999"], ["--poll-seconds", "-1"], ["--model-name", "a:b"]])
 def test_a_bad_setting_is_said_in_one_line(arguments, capsys):
     assert main(arguments) == 2
-    assert capsys.readouterr().err.startswith("serving: REDOUBT_" if arguments[0] != "--model-name" else "serving: ")
+    said = capsys.readouterr().err
+    assert said.startswith("serving: REDOUBT_")
+    assert said.count("\n") == 1
 
 
-def test_a_home_that_cannot_be_made(tmp_path, capsys):
+def test_a_home_that_is_no_folder(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(["--port", "0", "--home", str(tmp_path / "file" / "home")]) == 1
-    assert "ledger" in capsys.readouterr().err
+    for home in (tmp_path / "file", tmp_path / "file" / "home"):
+        assert main(["--port", "0", "--home", str(home)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"serving: the home folder {home} cannot be used: ")
+        assert said.count("\n") == 1
+
+
+def test_a_home_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+    def refuse(*_, **__):   # who runs as root may write everywhere
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refuse)
+        assert main(["--port", "0", "--home", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"serving: the home folder {tmp_path} cannot be used: Permission denied\n"
+
+
+def test_a_ledger_that_is_no_database(tmp_path, capsys):
+    (tmp_path / "ledger.db").write_text("anything else " * 100)
+    for _ in range(2):   # the home is let go again
+        assert main(["--port", "0", "--home", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert "cannot be opened: file is not a database" in said
+        assert said.count("\n") == 1
+
+
+def test_one_home_has_one_server_and_sigkill_lets_it_go(tmp_path, mlflow_uri, capsys):
+    home = tmp_path / "a home"
+    runs = home / "runs.txt"
+    ledger = Ledger(home / "ledger.db")
+    ledger.ask(ledger.open_campaign("digits", "1", inputs=10, flagged=70), ThreatModel("Linf", 0.1), cool_down=0,
+               daily_budget=1)
+    ledger.close()
+    (home / "plan.txt").write_text("hang")
+    with Process(home, mlflow_uri) as first:
+        # A run that goes on without its server must not hold the home.
+        child = int(wait_until(lambda: runs.exists() and runs.read_text(), 30, "the run").split()[1])
+        assert main(["--port", "0", "--home", str(home)]) == 2
+        assert capsys.readouterr().err == (
+            f"serving: the home folder {home} is in use by another server: stop it or choose another\n"
+        )
+        first.process.kill()
+        first.process.wait()
+        os.kill(child, 0)
+        take_home(home).close()
+        os.killpg(child, signal.SIGKILL)
 
 
 class Process:

@@ -1,3 +1,4 @@
+import json
 import threading
 
 import pytest
@@ -18,6 +19,8 @@ class Scripted:
 
     def run(self, folder, stop: threading.Event):
         assert (folder / "request.json").exists()
+        for leftover in ("parent", "artifacts"):
+            (folder / leftover).mkdir(exist_ok=True)
         self.folders.append(folder)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
@@ -88,3 +91,54 @@ def test_stopping_leaves_the_request_owed(scene):
     assert ledger.requests()[0].state == "pending"
     assert ledger.requests()[0].attempts == 0
     assert finished == []
+
+
+def left(folder) -> set[str]:
+    return {entry.name for entry in folder.iterdir() if entry.is_dir()}
+
+
+@pytest.mark.parametrize("end", [Result(status="promoted", version="7"), FAILED])
+def test_what_a_finished_request_worked_with_is_removed(scene, end):
+    _, _, launcher, finished = scene(end, retrain_attempts=1)
+    wait_until(lambda: finished)
+    wait_until(lambda: not left(launcher.folders[0]), what="the tidying")
+    assert (launcher.folders[0] / "request.json").exists()
+
+
+def test_an_attempt_that_failed_keeps_its_folders_for_the_next(scene):
+    _, ledger, launcher, _ = scene(FAILED, backoff_seconds=100)
+    wait_until(lambda: ledger.requests()[0].attempts)
+    assert left(launcher.folders[0]) == {"parent", "artifacts"}
+
+
+def test_what_an_earlier_server_left_is_removed_at_the_start(settings):
+    chosen = settings()
+    ledger = Ledger(chosen.home / "ledger.db")
+    request, _ = ledger.ask(
+        ledger.open_campaign("digits", "1", inputs=1, flagged=1), ThreatModel("L2", 0.5), cool_down=0, daily_budget=1
+    )
+    ledger.update_request(request, state="promoted", finished_at=1.0)
+    retrainer = Retrainer(chosen, ledger, Scripted(), Problems(), print)
+    (retrainer.folder(request) / "parent").mkdir(parents=True)
+    retrainer.start()
+    wait_until(lambda: not left(retrainer.folder(request)), what="the tidying")
+    retrainer.stop()
+    ledger.close()
+
+
+def test_a_run_after_a_promotion_in_vain_answers_under_another_name(settings):
+    chosen = settings()
+    ledger = Ledger(chosen.home / "ledger.db")
+    campaign = ledger.open_campaign("digits", "1", inputs=1, flagged=1)
+    names = []
+    for state in ("failed", "promoted", "promoted"):
+        request, _ = ledger.ask(campaign, ThreatModel("L2", 0.5), cool_down=0, daily_budget=3, arrival=60)
+        launcher, finished = Scripted(Result(status="promoted", version="7")), []
+        retrainer = Retrainer(chosen, ledger, launcher, Problems(), finished.append)
+        retrainer.start()
+        wait_until(lambda finished=finished: finished)
+        retrainer.stop()
+        ledger.update_request(request, state=state, finished_at=1.0)
+        names.append(json.loads((retrainer.folder(request) / "request.json").read_text())["campaign"])
+    assert names == [campaign.id, campaign.id, f"{campaign.id}.2"]
+    ledger.close()

@@ -27,7 +27,8 @@ def test_environment_then_arguments(monkeypatch, tmp_path):
         ("EPSILON_FLOOR", "0.9", "above epsilon_ceiling"),
         ("CAMPAIGN_MIN_INPUTS", "9999", "above campaign_max_inputs"),
         ("RETRAIN_COMMAND", "python -m x", "JSON list"),
-        ("MODEL_NAME", "a/b", "must not hold"),
+        *(("MODEL_NAME", name, "REDOUBT_MODEL_NAME=.*begins with a letter")
+          for name in ("a/b", "a:b", "..", ".hidden", "-x", "a b", "né", "a\n", "a" * 101)),
     ],
 )
 def test_bad_values_are_named(monkeypatch, name, value, says):
@@ -42,3 +43,8 @@ def test_every_setting_is_documented():
         rows = [row for row in page.splitlines() if row.startswith(f"| `REDOUBT_{name.upper()}` |")]
         assert len(rows) == 1, name
         assert field.description in rows[0]
+
+
+@pytest.mark.parametrize("name", ["a", "redoubt", "Fashion-MNIST_v1.2", "7", "a" * 100])
+def test_good_model_names(name):
+    assert load_settings(model_name=name).model_name == name
