@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from redoubt.detection.matching import CEILING, FLOOR, MINIMUM, RATIO
 from redoubt.errors import InvalidInput
+from redoubt.registry import check_model_name
 from redoubt.threat import ThreatModel
 
 
@@ -93,10 +93,7 @@ class Settings(BaseSettings):
     @classmethod
     def _plain_name(cls, name: str) -> str:
         """It becomes a part of URLs and a folder's name."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-            raise ValueError(
-                "a model name has at most 100 letters, digits, '.', '_' and '-', and begins with a letter or a digit"
-            )
+        check_model_name(name)
         return name
 
     @model_validator(mode="after")

@@ -64,7 +64,7 @@ def test_a_ledger_that_is_no_database(tmp_path, capsys):
         assert said.count("\n") == 1
 
 
-def test_one_home_has_one_server_and_sigkill_lets_it_go(tmp_path, mlflow_uri, capsys):
+def test_one_home_has_one_server_and_sigkill_lets_it_go(tmp_path, capsys):
     home = tmp_path / "a home"
     runs = home / "runs.txt"
     ledger = Ledger(home / "ledger.db")
@@ -72,7 +72,7 @@ def test_one_home_has_one_server_and_sigkill_lets_it_go(tmp_path, mlflow_uri, ca
                daily_budget=1)
     ledger.close()
     (home / "plan.txt").write_text("hang")
-    with Process(home, mlflow_uri) as first:
+    with Process(home, f"sqlite:///{tmp_path}/mlflow.db") as first:
         # A run that goes on without its server must not hold the home.
         child = int(wait_until(lambda: runs.exists() and runs.read_text(), 30, "the run").split()[1])
         assert main(["--port", "0", "--home", str(home)]) == 2

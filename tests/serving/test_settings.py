@@ -27,7 +27,7 @@ def test_environment_then_arguments(monkeypatch, tmp_path):
         ("EPSILON_FLOOR", "0.9", "above epsilon_ceiling"),
         ("CAMPAIGN_MIN_INPUTS", "9999", "above campaign_max_inputs"),
         ("RETRAIN_COMMAND", "python -m x", "JSON list"),
-        *(("MODEL_NAME", name, "REDOUBT_MODEL_NAME=.*begins with a letter")
+        *(("MODEL_NAME", name, "REDOUBT_MODEL_NAME=.*a letter or digit first")
           for name in ("a/b", "a:b", "..", ".hidden", "-x", "a b", "né", "a\n", "a" * 101)),
     ],
 )
