@@ -54,7 +54,7 @@ def benign(kind: str, x: Tensor, *, levels: int, generator: torch.Generator, amo
         "float": lambda: x + (noise() - 0.5) / levels,
         "gaussian": lambda: x + noise(torch.randn) * size,
         "uniform": lambda: x + (2 * noise() - 1) * size,
-        "sign": lambda: x + noise(torch.randn).sign() * size,
+        "sign": lambda: x + noise(torch.randn).sign() * 0.005 * 30**each,   # above 0.15 it is like one gradient step
         "shot": lambda: x + noise(torch.randn) * size * (2 * x).sqrt(),
         "impulse": lambda: torch.where(noise() < size, noise().round(), x),
         "brightness": lambda: x + 0.2 * signed,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,6 +38,7 @@ class Settings:
         null_rate: 99 % upper confidence bound of the realised false-positive rate.
         calibrated_on: clean pictures behind the threshold.
         l2_logit, harmless_logit: above these a campaign is called L2, or harmless.
+        attack_logit: below this, part of a harmless campaign is an attack.
         apart: [norm], the excess (`groups.excess`) above which a group is an attack of its own.
         quantiles: [norm][size][level] of (ln epsilon - estimate) / spread on rehearsed blocks held out.
         lowest, highest: [norm], the range of epsilon that was rehearsed.
@@ -53,6 +53,7 @@ class Settings:
     calibrated_on: int
     l2_logit: float
     harmless_logit: float
+    attack_logit: float
     apart: list
     quantiles: list
     lowest: list
@@ -62,12 +63,14 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
-    """ln(epsilon) and its spread in each norm, [norms], of `n` inputs pooled; which norm, and whether harmless."""
+    """ln(epsilon) and its spread in each norm, [norms], of `n` inputs pooled; which norm; whether harmless, and the
+    logit of that."""
 
     centre: Tensor
     spread: Tensor
     norm: int
     harmless: bool
+    logit: float
     n: int
 
 
@@ -110,9 +113,10 @@ class Detector:
     def campaign(self, evidence: Tensor) -> Strength:
         """The strength of an attack, from the evidence of its flagged inputs.
 
-        Weak decoys hide no strong attack: if a group of the inputs, at least 16 and more than 15 % of them, reads
-        stronger than a campaign of one kind could by chance, the answer is that group's strength. `n` is the number of
-        rows all the same: it says how much was seen before judging, and that 16 are enough for a group is tested here.
+        Neither weak decoys nor harmless pictures hide a strong attack: if a group of the inputs, at least 16 and 18 %
+        of them, reads stronger than a campaign of one kind could by chance, the answer is that group's strength. `n`
+        is the number of rows all the same: `decide` asks how much was seen before judging, and whether a group of 16
+        is an attack of its own has been tested here.
 
         Args:
             evidence: [n, K] rows of `Verdicts.evidence`; up to about 15 % may stem from normal inputs.
@@ -125,11 +129,7 @@ class Detector:
             raise InvalidInput(f"evidence must be [n >= 1, {EVIDENCE}], not {tuple(evidence.shape)}")
         if not torch.isfinite(evidence).all():
             raise InvalidInput("evidence holds values that are not finite")
-        whole = best = self._pooled(evidence.mean(0), len(evidence))
-        for group, scatter in self._groups(evidence):
-            over = excess(group.centre[0], best.centre[0], scatter).item()
-            if not whole.harmless and not group.harmless and over > self.settings.apart[whole.norm]:
-                best = group
+        best = self._strongest(evidence)
         bounds = self._bounds(
             best.centre[best.norm], best.spread[best.norm], best.norm, best.n, LEVELS.index(0.01), LEVELS.index(0.99)
         )
@@ -142,18 +142,36 @@ class Detector:
         enough = n >= NORM_MINIMUM
         norm = int(enough and logits[0, 0].item() > self.settings.l2_logit)
         harmless = enough and logits[0, 1].item() > self.settings.harmless_logit
-        return _Reading(centre=centre[0], spread=spread[0], norm=norm, harmless=harmless, n=n)
+        return _Reading(centre=centre[0], spread=spread[0], norm=norm, harmless=harmless, n=n,
+                        logit=logits[0, 1].item())
 
-    def _groups(self, evidence: Tensor) -> Iterator[tuple[_Reading, Tensor]]:
-        """Readings of nested stronger parts, and how far the strength of one input scatters in each."""
-        smallest = least(len(evidence))
+    def _strongest(self, evidence: Tensor) -> _Reading:
+        """The whole, or the attack among harmless changes, or the strongest group of it."""
+        whole, smallest = self._pooled(evidence.mean(0), len(evidence)), least(len(evidence))
         if len(evidence) < 2 * smallest:
-            return
-        centre, spread, _ = self._read(evidence, torch.ones(len(evidence), device=evidence.device))
-        order = centre[:, 0].argsort(descending=True)
-        sizes = nested(centre[order, 0].unsqueeze(0), smallest)
-        for mean, size in zip(upper_means(evidence[order].unsqueeze(0), sizes), sizes, strict=True):
-            yield self._pooled(mean[0], size.item()), spread[order[:size], 0].median()
+            return whole
+        centre, spread, logits = self._read(evidence, torch.ones(len(evidence), device=evidence.device))
+        if whole.harmless:
+            order, groups = self._parts(evidence, -logits[:, 1], smallest)
+            attack = next((group for group in groups if group.logit < self.settings.attack_logit), None)
+            if attack is None:
+                return whole
+            order, whole = order[: attack.n], attack
+            evidence, centre, spread = evidence[order], centre[order], spread[order]
+        order, groups = self._parts(evidence, centre[:, 0], smallest)
+        best = whole
+        for group in groups:
+            over = excess(group.centre[0], best.centre[0], spread[order[: group.n], 0].median()).item()
+            if not group.harmless and over > self.settings.apart[whole.norm]:
+                best = group
+        return best
+
+    def _parts(self, evidence: Tensor, key: Tensor, smallest: int) -> tuple[Tensor, list[_Reading]]:
+        """The order of the rows by `key`, and the readings of nested first parts of it."""
+        order = key.argsort(descending=True)
+        sizes = nested(key[order].unsqueeze(0), smallest)
+        means = upper_means(evidence[order].unsqueeze(0), sizes)
+        return order, [self._pooled(mean[0], size.item()) for mean, size in zip(means, sizes, strict=True)]
 
     def _read(self, pooled: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         centre, spread, logits = self.strength_net(pooled, n)

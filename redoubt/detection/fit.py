@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from redoubt.detection.benign import BENIGN, benign
 from redoubt.detection.detector import Detector, Settings
 from redoubt.detection.features import features
+from redoubt.detection.group_calibration import calibrate_groups
 from redoubt.detection.networks import Scorer
 from redoubt.detection.rehearsal import KINDS, Dice, fit_surrogate, rehearse
-from redoubt.detection.strength import HARMLESS, Rehearsed, calibrate, calibrate_apart, fit_strength
+from redoubt.detection.strength import HARMLESS, Rehearsed, calibrate, fit_strength
 from redoubt.errors import InvalidInput
 
 CONFIDENCE = 0.99    # of `null_rate`
@@ -110,13 +111,13 @@ def fit(
     blocks = _blocks(attacks, _changed(x, levels, scorer, threshold, seed, config), scorer, threshold)
     net = fit_strength(blocks, suspects, scorer, levels=levels, seed=seed, steps=config.strength_steps)
     quantiles, l2_logit, harmless_logit = calibrate(net, blocks, suspects, scorer, levels=levels, seed=seed)
-    apart = calibrate_apart(net, blocks, suspects, scorer, levels=levels, seed=seed)
+    apart, attack_logit = calibrate_groups(net, blocks, suspects, scorer, levels=levels, seed=seed)
     report("strength")
     ranges = _ranges(x, levels, config)
     settings = Settings(
         channels=x.shape[1], levels=levels, fpr=fpr, threshold=threshold, null_rate=null_rate,
-        calibrated_on=len(calibration[0]), l2_logit=l2_logit, harmless_logit=harmless_logit, apart=apart,
-        quantiles=quantiles, lowest=[least for least, _ in ranges], highest=[most for _, most in ranges],
+        calibrated_on=len(calibration[0]), l2_logit=l2_logit, harmless_logit=harmless_logit, attack_logit=attack_logit,
+        apart=apart, quantiles=quantiles, lowest=[least for least, _ in ranges], highest=[most for _, most in ranges],
         fitted={"seed": seed, "pictures": len(x), "blocks": len(blocks.norm), "seconds": report.seconds},
     )
     return Detector(scorer, net, settings)

@@ -2,7 +2,8 @@
 
 Inputs are ordered by their own strength, strongest first; candidates are nested upper parts of that order. A campaign
 of one kind has such parts too, and they read stronger than the whole by selection alone: how much at most is measured
-on rehearsed campaigns of one kind (`strength.calibrate_apart`), and only what exceeds that is another attack.
+on rehearsed campaigns of one kind (`group_calibration.py`), and only what exceeds that is another attack. In the same
+way an attack is sought among harmless changes, with the inputs ordered by how little harmless they look.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 LEAST = 16      # inputs in a group, so that its norm can be told
-SHARE = 0.16    # of the campaign that a group must exceed: false positives may make up 15 %, and are no attack
+SHARE = 0.18    # of the campaign that a group must hold: false positives may make up 15 %, and are no attack
 CUTS = 4        # candidates, each inside the one before
 
 
@@ -22,29 +23,29 @@ def least(n: int) -> int:
     return max(LEAST, math.ceil(SHARE * n))
 
 
-def nested(strength: Tensor, smallest: int) -> list[Tensor]:
+def nested(key: Tensor, smallest: int) -> list[Tensor]:
     """Sizes of the candidates: each parts the one before into two as unlike as possible, and keeps the stronger.
 
     Args:
-        strength: ln(epsilon) of single inputs, [B, n], descending in each row.
+        key: what inputs are ordered by, such as ln(epsilon) of each, [B, n], descending in each row.
         smallest: inputs in a candidate.
 
     Returns:
         `CUTS` sizes [B], each at most the one before and at most n.
     """
-    size = torch.full((len(strength),), strength.shape[1], device=strength.device)
+    size = torch.full((len(key),), key.shape[1], device=key.device)
     sizes = []
     for _ in range(CUTS):
-        size = _cut(strength, size, smallest)
+        size = _cut(key, size, smallest)
         sizes.append(size)
     return sizes
 
 
-def _cut(strength: Tensor, size: Tensor, smallest: int) -> Tensor:
+def _cut(key: Tensor, size: Tensor, smallest: int) -> Tensor:
     """Where to part the first `size` of each row: the largest variance between two classes (Otsu 1979)."""
-    above = torch.arange(1, strength.shape[1] + 1, device=strength.device)
+    above = torch.arange(1, key.shape[1] + 1, device=key.device)
     below = size.unsqueeze(1) - above
-    total = strength.cumsum(1)
+    total = key.cumsum(1)
     rest = total.gather(1, size.unsqueeze(1) - 1) - total
     between = above * below * (total / above - rest / below.clamp_min(1)).square()
     allowed = (above >= smallest) & (below > 0)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import pytest
 import torch
 
-from redoubt.detection.benign import BENIGN, benign
+from redoubt.detection.benign import BENIGN, benign, fewer_steps, jpeg
 from redoubt.detection.features import BINS, feature_count, features
 from redoubt.detection.rehearsal import KINDS, fit_surrogate, rehearse
 
@@ -64,3 +65,43 @@ def test_harmless_changes_are_pictures_and_repeatable(kind):
     assert one.shape == x.shape and one.min() >= 0 and one.max() <= 1
     assert torch.equal(one, two)
     assert torch.equal(one, x) == (kind == "clean")
+
+
+def test_jpeg_does_what_the_standard_says():
+    # A flat picture has only its mean to lose: at quality 50 the tables hold as printed, and the first step is 16 / 8.
+    flat = torch.full((3, 1, 11, 13), 100 / 255)
+    out = jpeg(flat, torch.full((3, 1, 1, 1), 50.0))
+    torch.testing.assert_close(out * 255, torch.full_like(out, 100))
+    odd = jpeg(flat + 1 / 255, torch.full((3, 1, 1, 1), 50.0)) * 255   # 101 - 128 = -27 = -13.5 steps of two
+    assert set(odd.unique().tolist()) <= {100.0, 102.0}
+    x = torch.rand(4, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    loss = [(jpeg(x, torch.full((4, 1, 1, 1), q)) - x).abs().mean().item() for q in (100.0, 75.0, 40.0, 10.0)]
+    assert loss == sorted(loss) and loss[0] < 0.006 < 0.05 < loss[-1]
+    each = jpeg(x, torch.tensor([100.0, 75.0, 40.0, 10.0]).view(4, 1, 1, 1))
+    torch.testing.assert_close(each[3:], jpeg(x[3:], torch.full((1, 1, 1, 1), 10.0)))
+
+
+def test_jpeg_agrees_with_an_encoder_of_its_own():
+    image = pytest.importorskip("PIL.Image")
+    ramp = torch.arange(28.0).view(28, 1) * 5 + torch.arange(28.0) * 3
+    x = ((ramp + 40 * (torch.rand(28, 28, generator=torch.Generator().manual_seed(1)) - 0.5)).clamp(0, 255)).round()
+    for quality in (90, 75, 40):
+        file = io.BytesIO()
+        image.fromarray(x.to(torch.uint8).numpy()).save(file, "JPEG", quality=quality)
+        theirs = torch.frombuffer(bytearray(image.open(file).tobytes()), dtype=torch.uint8).view(28, 28).float()
+        ours = jpeg(x.view(1, 1, 28, 28) / 255, torch.full((1, 1, 1, 1), float(quality)))[0, 0] * 255
+        # A transform in integers and one in floats part near ties.
+        assert (ours - theirs).abs().mean() < 0.25 * (theirs - x).abs().mean()
+
+
+def test_fewer_steps_leaves_so_many_values():
+    x = torch.rand(2, 1, 30, 30, generator=torch.Generator().manual_seed(2))
+    few = fewer_steps(x, torch.tensor([3.0, 15.0]).view(2, 1, 1, 1))
+    assert [len(picture.unique()) for picture in few] == [4, 16]
+
+
+def test_stripes_run_along_rows_or_columns():
+    x = torch.full((40, 1, 12, 12), 0.5)
+    out = benign("stripes", x, levels=255, generator=torch.Generator().manual_seed(3), amount=0.5)
+    rows, columns = ((out - out.mean(axis, keepdim=True)).abs().amax((1, 2, 3)) < 1e-6 for axis in (3, 2))
+    assert (rows ^ columns).all() and 5 < rows.sum() < 35

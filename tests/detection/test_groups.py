@@ -1,0 +1,90 @@
+"""The strongest group of a campaign: found when it is there, and only then."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from redoubt.attacks import fgsm, on_lattice, pgd
+from redoubt.detection import Detector, decide, match
+from redoubt.detection.benign import benign
+from redoubt.detection.groups import excess, least, nested, upper_means
+from redoubt.threat import ThreatModel
+
+WEAK, STRONG = 0.12, 0.35
+
+
+@pytest.fixture(scope="module")
+def seen(digits, digits_model, digits_detector):
+    """Evidence of flagged inputs by (attack, epsilon)."""
+    x, y = digits.tensors("test")
+    out = {}
+    for name in ("fgsm", "pgd"):
+        for epsilon in (WEAK, 0.2, STRONG):
+            threat, generator = ThreatModel("Linf", epsilon), torch.Generator().manual_seed(1)
+            x_adv = fgsm(digits_model, x, y, threat)
+            if name == "pgd":
+                x_adv = pgd(digits_model, x, y, threat, generator=generator)
+            verdicts = digits_detector.assess(on_lattice(x_adv, 16))
+            out[name, epsilon] = verdicts.evidence[verdicts.is_adversarial]
+    return out
+
+
+def pooled(detector: Detector, evidence: torch.Tensor) -> float:
+    """The estimate of the plain mean, without any group."""
+    reading = detector._pooled(evidence.mean(0), len(evidence))
+    return reading.centre[reading.norm].exp().item()
+
+
+@pytest.mark.parametrize(("n", "strong"), [(64, 32), (64, 16), (80, 16), (160, 32), (200, 100)])
+@pytest.mark.parametrize("decoy", ["fgsm", "pgd"])
+def test_weak_decoys_hide_no_strong_attack(digits_detector, seen, decoy, n, strong):
+    evidence = torch.cat([seen[decoy, WEAK][: n - strong], seen["pgd", STRONG][:strong]])
+    evidence = evidence[torch.randperm(n, generator=torch.Generator().manual_seed(n))]
+    strength = digits_detector.campaign(evidence)
+    assert strength.norm == "Linf" and strength.n == n
+    assert 0.25 < strength.low < STRONG and match(strength, ceiling=0.6) >= STRONG
+    # A champion that covers the decoys is asked to learn the rest.
+    assert decide(strength, (ThreatModel("Linf", 0.2),), ceiling=0.6).retrain
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd"])
+@pytest.mark.parametrize("epsilon", [WEAK, 0.2, STRONG])
+def test_one_attack_is_read_as_a_whole(digits_detector, seen, name, epsilon):
+    generator = torch.Generator().manual_seed(4)
+    for n in (64, 128, 200):
+        for _ in range(5):
+            rows = torch.randperm(len(seen[name, epsilon]), generator=generator)[:n]
+            evidence = seen[name, epsilon][rows]
+            assert digits_detector.campaign(evidence).estimate == pytest.approx(pooled(digits_detector, evidence))
+
+
+def test_a_handful_is_no_group(digits_detector, seen):
+    evidence = torch.cat([seen["pgd", WEAK][:60], seen["pgd", STRONG][:4]])
+    assert digits_detector.campaign(evidence).low < 0.2
+    few = torch.cat([seen["pgd", WEAK][:15], seen["pgd", STRONG][:16]])   # too few for two groups: the mean
+    assert digits_detector.campaign(few).estimate == pytest.approx(pooled(digits_detector, few))
+
+
+def test_harmless_pictures_hide_no_attack(digits, digits_detector, seen):
+    x, noise = digits.tensors("test")[0], torch.Generator().manual_seed(5)
+    decoys = digits_detector.assess(benign("gaussian", x, levels=16, generator=noise, amount=0.8)).evidence[:48]
+    assert digits_detector.campaign(decoys).harmless
+    strength = digits_detector.campaign(torch.cat([decoys, seen["pgd", STRONG][:48]]))
+    assert not strength.harmless and strength.low > 0.2
+
+
+def test_candidates_part_where_the_gap_is():
+    key = torch.tensor([[9.0, 8.9, 8.8, 8.7, 1.3, 1.2, 1.1, 1.0], [5.0, 4.9, 1.4, 1.3, 1.2, 1.1, 1.05, 1.0]])
+    sizes = nested(key, 2)
+    assert sizes[0].tolist() == [4, 2]
+    assert sizes[1].tolist() == [2, 2]
+    assert nested(key, 8)[0].tolist() == [8, 8]    # no part is that large
+    assert nested(key, 3)[0].tolist() == [4, 3]    # the two at 5 are too few
+
+
+def test_means_excess_and_least():
+    rows = torch.arange(12.0).view(1, 6, 2)
+    torch.testing.assert_close(upper_means(rows, [torch.tensor([2])])[0], torch.tensor([[1.0, 2.0]]))
+    assert excess(torch.tensor(1.0), torch.tensor(0.4), torch.tensor(0.2)).item() == pytest.approx(3)
+    assert [least(n) for n in (20, 64, 100, 512)] == [16, 16, 18, 93]
