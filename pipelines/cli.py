@@ -49,12 +49,14 @@ def _parameters(home: Path | None, uri: str, **values):
 def run(
     dataset: Dataset = "digits",
     architecture: Annotated[str, typer.Option(help="compact-cnn or preactresnet-18.")] = "compact-cnn",
-    objective: Annotated[str, typer.Option(help="standard, pgd, mixed or half (see docs).")] = "pgd",
+    objective: Annotated[str, typer.Option(
+        help="standard, pgd, mixed, half, trades or fast (docs/training.md).")] = "pgd",
     epsilon: Epsilon = "0.1",
     norm: Norm = "Linf",
     epochs: Annotated[int, typer.Option(help="0 takes the default for objective, architecture and data.")] = 0,
     steps: Annotated[int, typer.Option(help="PGD steps of the attack in training.")] = 5,
-    lam: Annotated[float, typer.Option("--lambda", help="Weight of the adversarial term of `mixed`.")] = 1.0,
+    lam: Annotated[float, typer.Option(
+        "--lambda", help="Weight of the adversarial term of `mixed` and `trades`.")] = 1.0,
     seed: Seed = 0,
     model_name: Name = "redoubt",
     data_dir: DataDir = "",
@@ -241,7 +243,7 @@ def submit(
     image: Annotated[str, typer.Option(help="The steps' image, best by digest.", show_default=False)] = "",
     dataset: Dataset = "fashion-mnist",
     architecture: Annotated[str, typer.Option(help="compact-cnn or preactresnet-18.")] = "compact-cnn",
-    objective: Annotated[str, typer.Option(help="standard, pgd, mixed or half.")] = "pgd",
+    objective: Annotated[str, typer.Option(help="standard, pgd, mixed, half, trades or fast.")] = "pgd",
     epsilon: Epsilon = "0.1",
     norm: Norm = "Linf",
     epochs: Annotated[int, typer.Option(help="0 takes the default.")] = 0,

@@ -9,7 +9,7 @@ from redoubt.errors import InvalidInput, one_of
 from redoubt.threat import NORMS, ThreatModel, dump_threats, load_threats, parse_epsilon
 
 ARCHITECTURES = ("compact-cnn", "preactresnet-18")   # of redoubt.models, without importing torch's networks
-OBJECTIVES = ("half", "mixed", "pgd", "standard")
+OBJECTIVES = ("fast", "half", "mixed", "pgd", "standard", "trades")
 DATASETS = ("cifar10", "cifar100", "digits", "fashion-mnist", "mnist")
 
 
@@ -24,7 +24,7 @@ class RunParameters:
         also: JSON list of further [norm, epsilon] pairs that the model must cover.
         epochs: 0 takes the default for objective, architecture and data.
         steps: PGD steps of the attack in training.
-        lam: weight of the adversarial term of `mixed`.
+        lam: weight of the adversarial term of `mixed` and `trades` (whose paper takes 6).
         seed: fixes split, initialisation, order and attacks.
         model_name, tracking_uri: where the model is registered.
         cause, parent: `manual`, or the campaign that is answered, and the champion it attacked (0 for none).

@@ -17,7 +17,7 @@ from redoubt.training import OBJECTIVES
 @pytest.mark.parametrize("changes, message", [
     ({"dataset": "imagenet"}, "unknown dataset 'imagenet'.*digits.*fashion-mnist.*npz:PATH"),
     ({"architecture": "vgg"}, "unknown architecture 'vgg'.*compact-cnn, preactresnet-18"),
-    ({"objective": "magic"}, "unknown objective 'magic'.*half, mixed, pgd, standard"),
+    ({"objective": "magic"}, "unknown objective 'magic'.*fast, half, mixed, pgd, standard, trades"),
     ({"norm": "L1"}, "unknown norm 'L1'.*L2, Linf"),
     ({"epsilon": 0}, "above 0"),
     ({"epsilon": -0.1}, "above 0"),

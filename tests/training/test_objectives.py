@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from redoubt.attacks.gradient import input_gradient
 from redoubt.errors import InvalidInput
 from redoubt.threat import ThreatModel
 from redoubt.training import OBJECTIVES, TrainConfig
@@ -18,8 +19,14 @@ def model():
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))
 
 
-def darker(x, y):
-    return (x - 0.1).clamp(0, 1)
+def darker(x, y, rows=slice(None)):
+    return (x[rows] - 0.1).clamp(0, 1)
+
+
+def divergence(model, x, other):
+    """KL(p(x) || p(other)) of each image, from its definition."""
+    p, q = (scores / scores.sum(1, keepdim=True) for scores in (model(x).exp(), model(other).exp()))
+    return (p * (p / q).log()).sum(1)
 
 
 def surprise(model, x):
@@ -32,12 +39,14 @@ def surprise(model, x):
 def test_losses_follow_their_formulas(model, lam):
     clean, attacked = surprise(model, X), surprise(model, darker(X, Y))
     expected = {
-        "standard": clean.mean(),
-        "pgd": attacked.mean(),
-        "mixed": clean.mean() + lam * attacked.mean(),
-        "half": (attacked[::2].sum() + clean[1::2].sum()) / 6,
+        "standard": clean,
+        "pgd": attacked,
+        "mixed": clean + lam * attacked,
+        "half": torch.where(torch.arange(6) % 2 == 0, attacked, clean),
+        "trades": clean + lam * divergence(model, X, darker(X, Y)),
+        "fast": attacked,
     }
-    assert expected.keys() <= OBJECTIVES.keys()
+    assert expected.keys() == OBJECTIVES.keys()
     for name, value in expected.items():
         torch.testing.assert_close(OBJECTIVES[name](model, X, Y, darker, lam=lam), value)
 
@@ -46,7 +55,7 @@ def test_losses_follow_their_formulas(model, lam):
 def test_an_objective_leaves_its_batch_alone_and_reaches_every_weight(model, name):
     x = X.clone()
     model.zero_grad()
-    OBJECTIVES[name](model, x, Y, darker, lam=1.0).backward()
+    OBJECTIVES[name](model, x, Y, darker, lam=1.0).mean().backward()
     assert torch.equal(x, X)
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
 
@@ -54,7 +63,7 @@ def test_an_objective_leaves_its_batch_alone_and_reaches_every_weight(model, nam
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective": "magic"}, "unknown objective 'magic'.*half, mixed, pgd, standard"),
+        ({"objective": "magic"}, "unknown objective 'magic'.*fast, half, mixed, pgd, standard, trades"),
         ({"objective": "standard", "threats": (LINF,)}, "takes no threat models"),
         ({"objective": "pgd"}, "at least one"),
         ({"precision": "float16"}, "unknown precision"),
@@ -74,3 +83,25 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 def test_the_threats_are_kept_in_their_shortest_form():
     config = TrainConfig(threats=(LINF, ThreatModel("Linf", 0.05)))
     assert config.threats == (LINF,)
+
+
+def test_an_attack_without_labels_climbs_the_divergence_from_the_own_prediction(model):
+    """What TRADES attacks with: its gradient is that of KL(p(x) || p(x_adv)), by finite differences."""
+    x, target = (X + 0.05).double(), model(X).softmax(1).detach().double()
+    twin = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5)).double()
+    twin.load_state_dict(model.state_dict())
+    gradient = input_gradient(twin, x, target)
+    for pixel in (0, 17, 63):
+        nudge = torch.zeros(64, dtype=torch.double)
+        nudge[pixel] = 1e-6
+        up, down = (divergence_from(target, twin(x + sign * nudge.view(1, 1, 8, 8))) for sign in (1, -1))
+        torch.testing.assert_close(gradient.flatten(1)[:, pixel], ((up - down) / 2e-6).detach(), atol=1e-7, rtol=1e-5)
+
+
+def divergence_from(p, logits):
+    return (p * (p.log() - logits.log_softmax(1))).sum(1)
+
+
+def test_smoothing_spreads_the_label(model):
+    expected = 0.9 * surprise(model, X) + 0.1 * -model(X).log_softmax(1).mean(1)
+    torch.testing.assert_close(OBJECTIVES["standard"](model, X, Y, darker, lam=1.0, smoothing=0.1), expected)
