@@ -57,6 +57,8 @@ def run(
     steps: Annotated[int, typer.Option(help="PGD steps of the attack in training.")] = 5,
     lam: Annotated[float, typer.Option(
         "--lambda", help="Weight of the adversarial term of `mixed` and `trades`.")] = 1.0,
+    plugins: Annotated[str, typer.Option(
+        help='Additions as JSON: {"label_smoothing": 0.1, "patience": 5} (docs/training.md).')] = "{}",
     seed: Seed = 0,
     model_name: Name = "redoubt",
     data_dir: DataDir = "",
@@ -79,8 +81,8 @@ def run(
 
     folder, parameters = _parameters(
         home, uri, dataset=dataset, architecture=architecture, objective=objective, epsilon=epsilon, norm=norm,
-        epochs=epochs, steps=steps, lam=lam, seed=seed, model_name=model_name, data_dir=data_dir,
-        image_size=image_size, limit=limit, test_limit=test_limit, fpr=fpr,
+        epochs=epochs, steps=steps, lam=lam, plugins=plugins, seed=seed, model_name=model_name,
+        data_dir=data_dir, image_size=image_size, limit=limit, test_limit=test_limit, fpr=fpr,
     )
     raise typer.Exit(follow_run(parameters, folder))
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 
 from redoubt.errors import InvalidInput, one_of
 from redoubt.threat import NORMS, ThreatModel, dump_threats, load_threats, parse_epsilon
+from redoubt.training.plugins import load_plugins
 
 ARCHITECTURES = ("compact-cnn", "preactresnet-18")   # of redoubt.models, without importing torch's networks
 OBJECTIVES = ("fast", "half", "mixed", "pgd", "standard", "trades")
@@ -25,6 +26,7 @@ class RunParameters:
         epochs: 0 takes the default for objective, architecture and data.
         steps: PGD steps of the attack in training.
         lam: weight of the adversarial term of `mixed` and `trades` (whose paper takes 6).
+        plugins: JSON object of what is added to the objective, see `redoubt.training.Plugins`.
         seed: fixes split, initialisation, order and attacks.
         model_name, tracking_uri: where the model is registered.
         cause, parent: `manual`, or the campaign that is answered, and the champion it attacked (0 for none).
@@ -44,6 +46,7 @@ class RunParameters:
     epochs: int = 0
     steps: int = 5
     lam: float = 1.0
+    plugins: str = "{}"
     seed: int = 0
     model_name: str = "redoubt"
     tracking_uri: str = ""
@@ -64,6 +67,7 @@ class RunParameters:
         one_of(self.norm, NORMS, "norm")
         object.__setattr__(self, "epsilon", parse_epsilon(self.epsilon, norm=self.norm))
         load_threats(self.also)
+        load_plugins(self.plugins)
         for name in ("epochs", "seed", "parent", "image_size", "limit", "test_limit"):
             if getattr(self, name) < 0:
                 raise InvalidInput(f"{name} must not be negative, not {getattr(self, name)}")

@@ -12,7 +12,10 @@ from redoubt.compute import device, settle_threads
 from redoubt.data import Prepared
 from redoubt.models import Architecture, build
 from redoubt.threat import ThreatModel, cover, load_threats
-from redoubt.training import TrainConfig, default_epochs, train
+from redoubt.training import TrainConfig, default_epochs, load_plugins, train
+
+# Datasets whose pictures stay what they are when mirrored or moved by a few pixels. Digits and letters do not.
+AUGMENT = {"cifar10": {"flip": True, "crop": 4}, "cifar100": {"flip": True, "crop": 4}}
 
 
 def run(
@@ -27,6 +30,7 @@ def run(
     epochs: int = 0,
     steps: int = 5,
     lam: float = 1.0,
+    plugins: str = "{}",
     seed: int = 0,
     precision: str = "auto",
     progress: Callable[[dict], None] = lambda row: None,
@@ -36,6 +40,7 @@ def run(
     Args:
         also: JSON list of further [norm, epsilon] pairs to cover, as a retrain does with the champion's set.
         epochs: 0 takes the default for objective, architecture and number of pictures.
+        plugins: JSON object, see `redoubt.training.Plugins`. CIFAR is flipped and cropped unless it says otherwise.
         progress: called with one row an epoch.
     """
     prepared = Prepared.open(data)
@@ -47,7 +52,8 @@ def run(
     batch_size = min(128, max(16, len(pictures[0]) // 10))
     config = TrainConfig(
         objective=objective, threats=threats, steps=steps, lam=lam, seed=seed, precision=precision,
-        batch_size=batch_size, epochs=epochs or default_epochs(objective, architecture, len(pictures[0]), batch_size),
+        plugins=load_plugins(plugins, **AUGMENT.get(prepared.metadata["dataset"], {})), batch_size=batch_size,
+        epochs=epochs or default_epochs(objective, architecture, len(pictures[0]), batch_size),
     )
     torch.manual_seed(seed)
     model = build(Architecture(
@@ -60,7 +66,9 @@ def run(
         out, result.model, classes=prepared.classes, threats=threats, objective=objective, levels=prepared.levels,
         data={key: prepared.metadata[key] for key in ("dataset", "checksum", "seed", "splits", "request")},
         parameters={"architecture": architecture, "objective": objective, "norm": norm, "epsilon": epsilon,
-                    "epochs": epochs, "steps": steps, "lam": lam, "seed": seed, "precision": precision},
+                    "epochs": epochs, "steps": steps, "lam": lam, "plugins": plugins, "seed": seed,
+                    "precision": precision},
         training={"epochs": config.epochs, "history": result.history, "best_epoch": result.best_epoch,
-                  "seconds": round(result.seconds, 2), "device": str(where), "batch_size": batch_size},
+                  "seconds": round(result.seconds, 2), "device": str(where), "batch_size": batch_size,
+                  "plugins": config.plugins.to_json()},
     )

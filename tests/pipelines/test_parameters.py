@@ -29,6 +29,7 @@ from redoubt.training import OBJECTIVES
     ({"steps": 0}, "steps"),
     ({"lam": 0}, "lam"),
     ({"fpr": 0.5}, "fpr"),
+    ({"plugins": '{"smoothing": 1}'}, "unknown plug-in smoothing: valid ones are class_adaptive"),
 ], ids=lambda value: str(value)[:30] if isinstance(value, dict) else "")
 def test_bad_values_are_refused(changes, message):
     with pytest.raises(InvalidInput, match=message):

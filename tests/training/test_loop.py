@@ -10,6 +10,7 @@ from redoubt.evaluation.accuracy import accuracy
 from redoubt.models import Architecture, build
 from redoubt.training import TrainConfig, train
 
+
 @pytest.mark.parametrize(
     "settings",
     [{"objective": "standard"}, {"threats": (LINF,)}, {"threats": (LINF, L2)}, {"objective": "half", "threats": (L2,)},
