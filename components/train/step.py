@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from components.context import CHECKPOINTS
 from redoubt.bundle import Bundle, write_bundle
 from redoubt.compute import device, settle_threads
 from redoubt.data import Prepared
@@ -42,6 +46,8 @@ def run(
         epochs: 0 takes the default for objective, architecture and number of pictures.
         plugins: JSON object, see `redoubt.training.Plugins`. CIFAR is flipped and cropped unless it says otherwise.
         progress: called with one row an epoch.
+
+    A run that was killed goes on from its last checkpoint, where the environment names a folder for them.
     """
     prepared = Prepared.open(data)
     shape = prepared.metadata["shape"]
@@ -60,15 +66,28 @@ def run(
         name=architecture, num_classes=len(prepared.classes), channels=shape[0], size=shape[1],
         mean=prepared.metadata["mean"], std=prepared.metadata["std"],
     )).to(where)
+    parameters = {"architecture": architecture, "objective": objective, "norm": norm, "epsilon": epsilon,
+                  "epochs": epochs, "steps": steps, "lam": lam, "plugins": plugins, "seed": seed,
+                  "precision": precision}
+    checkpoint = checkpoint_file(parameters | {"also": also, "data": prepared.checksum})
     result = train(model, pictures, tuple(t.to(where) for t in prepared.tensors("validation")), config,
-                   progress=progress)
-    return write_bundle(
+                   checkpoint=checkpoint, progress=progress)
+    bundle = write_bundle(
         out, result.model, classes=prepared.classes, threats=threats, objective=objective, levels=prepared.levels,
         data={key: prepared.metadata[key] for key in ("dataset", "checksum", "seed", "splits", "request")},
-        parameters={"architecture": architecture, "objective": objective, "norm": norm, "epsilon": epsilon,
-                    "epochs": epochs, "steps": steps, "lam": lam, "plugins": plugins, "seed": seed,
-                    "precision": precision},
+        parameters=parameters,
         training={"epochs": config.epochs, "history": result.history, "best_epoch": result.best_epoch,
                   "seconds": round(result.seconds, 2), "device": str(where), "batch_size": batch_size,
                   "plugins": config.plugins.to_json()},
     )
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)   # the bundle is whole: nothing is left to go on from
+    return bundle
+
+
+def checkpoint_file(asked: dict) -> Path | None:
+    """Where this run's checkpoint lies: the same for the same request, so that a second attempt finds the first's."""
+    folder = os.environ.get(CHECKPOINTS)
+    if not folder:
+        return None
+    return Path(folder) / f"{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]}.safetensors"
