@@ -27,6 +27,7 @@ Epsilon = Annotated[str, typer.Option(help="Perturbation bound in the [0, 1] pix
 Norm = Annotated[str, typer.Option(help="Linf or L2.")]
 Seed = Annotated[int, typer.Option(help="Fixes split, initialisation, order and attacks.")]
 Name = Annotated[str, typer.Option("--model", "-m", help="Registered model's name.")]
+ARCHITECTURE_HELP = "compact-cnn, preactresnet-18, wideresnet-28-10, or torchvision:NAME such as torchvision:resnet18."
 Home = Annotated[Path | None, typer.Option(
     help="Folder for registry, runs and ledger.  [default: $REDOUBT_HOME or .redoubt]", show_default=False)]
 Tracking = Annotated[str, typer.Option(
@@ -48,7 +49,7 @@ def _parameters(home: Path | None, uri: str, **values):
 @app.command()
 def run(
     dataset: Dataset = "digits",
-    architecture: Annotated[str, typer.Option(help="compact-cnn or preactresnet-18.")] = "compact-cnn",
+    architecture: Annotated[str, typer.Option(help=ARCHITECTURE_HELP)] = "compact-cnn",
     objective: Annotated[str, typer.Option(
         help="standard, pgd, mixed, half, trades or fast (docs/training.md).")] = "pgd",
     epsilon: Epsilon = "0.1",
@@ -244,7 +245,7 @@ def submit(
     namespace: Annotated[str, typer.Option(help="Profile namespace on a multi-user Kubeflow.")] = "",
     image: Annotated[str, typer.Option(help="The steps' image, best by digest.", show_default=False)] = "",
     dataset: Dataset = "fashion-mnist",
-    architecture: Annotated[str, typer.Option(help="compact-cnn or preactresnet-18.")] = "compact-cnn",
+    architecture: Annotated[str, typer.Option(help=ARCHITECTURE_HELP)] = "compact-cnn",
     objective: Annotated[str, typer.Option(help="standard, pgd, mixed, half, trades or fast.")] = "pgd",
     epsilon: Epsilon = "0.1",
     norm: Norm = "Linf",

@@ -64,7 +64,7 @@ def follow(process: subprocess.Popen, folder: Path, event: Callable[[dict], None
 def execute(parameters: RunParameters, folder: Path) -> RunResult:
     """Run the pipeline in this process; output goes to wherever this process writes."""
     os.environ[PROGRESS] = str(folder / "progress.jsonl")
-    os.environ.setdefault(CHECKPOINTS, str(folder / "checkpoints"))   # a retraining run's next attempt has this folder too
+    os.environ.setdefault(CHECKPOINTS, str(folder / "checkpoints"))   # a retraining run's next attempt finds it
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from kfp import local
 

@@ -6,10 +6,11 @@ import json
 from dataclasses import asdict, dataclass, fields
 
 from redoubt.errors import InvalidInput, one_of
+from redoubt.models.torchvision import is_name
 from redoubt.threat import NORMS, ThreatModel, dump_threats, load_threats, parse_epsilon
 from redoubt.training.plugins import load_plugins
 
-ARCHITECTURES = ("compact-cnn", "preactresnet-18")   # of redoubt.models, without importing torch's networks
+ARCHITECTURES = ("compact-cnn", "preactresnet-18", "wideresnet-28-10")
 OBJECTIVES = ("fast", "half", "mixed", "pgd", "standard", "trades")
 DATASETS = ("cifar10", "cifar100", "digits", "fashion-mnist", "mnist")
 
@@ -20,7 +21,8 @@ class RunParameters:
 
     Attributes:
         dataset: a named dataset, `folder:PATH` or `npz:PATH`.
-        architecture, objective: names; `standard` trains an undefended model and ignores the threat model.
+        architecture, objective: names, or `torchvision:NAME`; `standard` trains an undefended model and ignores
+            the threat model.
         norm, epsilon: the threat model that the run is for, epsilon in the [0, 1] pixel range.
         also: JSON list of further [norm, epsilon] pairs that the model must cover.
         epochs: 0 takes the default for objective, architecture and data.
@@ -62,7 +64,8 @@ class RunParameters:
     def __post_init__(self) -> None:
         if not self.dataset.startswith(("folder:", "npz:")):
             one_of(self.dataset, (*DATASETS, "folder:PATH", "npz:PATH"), "dataset")
-        one_of(self.architecture, ARCHITECTURES, "architecture")
+        if not is_name(self.architecture):
+            one_of(self.architecture, (*ARCHITECTURES, "torchvision:NAME"), "architecture")
         one_of(self.objective, OBJECTIVES, "objective")
         one_of(self.norm, NORMS, "norm")
         object.__setattr__(self, "epsilon", parse_epsilon(self.epsilon, norm=self.norm))
