@@ -61,6 +61,8 @@ def run(
     plugins: Annotated[str, typer.Option(
         help='Additions as JSON: {"label_smoothing": 0.1, "patience": 5} (docs/training.md).')] = "{}",
     seed: Seed = 0,
+    start: Annotated[str, typer.Option(
+        help="Folder of a bundle whose weights training begins with; empty begins with random ones.")] = "",
     model_name: Name = "redoubt",
     data_dir: DataDir = "",
     image_size: Annotated[int, typer.Option(help="Resize a folder's pictures to this side; 0 leaves them.",
@@ -82,7 +84,7 @@ def run(
 
     folder, parameters = _parameters(
         home, uri, dataset=dataset, architecture=architecture, objective=objective, epsilon=epsilon, norm=norm,
-        epochs=epochs, steps=steps, lam=lam, plugins=plugins, seed=seed, model_name=model_name,
+        epochs=epochs, steps=steps, lam=lam, plugins=plugins, seed=seed, start=start, model_name=model_name,
         data_dir=data_dir, image_size=image_size, limit=limit, test_limit=test_limit, fpr=fpr,
     )
     raise typer.Exit(follow_run(parameters, folder))

@@ -30,6 +30,7 @@ class RunParameters:
         lam: weight of the adversarial term of `mixed` and `trades` (whose paper takes 6).
         plugins: JSON object of what is added to the objective, see `redoubt.training.Plugins`.
         seed: fixes split, initialisation, order and attacks.
+        start: folder of a model version (a bundle) whose weights training begins with; empty begins with random ones.
         model_name, tracking_uri: where the model is registered.
         cause, parent: `manual`, or the campaign that is answered, and the champion it attacked (0 for none).
         data_dir: where a local copy of the dataset lies; empty for the default places.
@@ -50,6 +51,7 @@ class RunParameters:
     lam: float = 1.0
     plugins: str = "{}"
     seed: int = 0
+    start: str = ""
     model_name: str = "redoubt"
     tracking_uri: str = ""
     cause: str = "manual"

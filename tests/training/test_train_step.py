@@ -5,6 +5,7 @@ import torch
 
 from components.train import step
 from redoubt.data import Prepared
+from redoubt.errors import ArtifactError, InvalidInput
 from redoubt.training import loop
 
 QUICK = {"epochs": 1, "steps": 1}
@@ -66,3 +67,28 @@ def test_a_second_attempt_goes_on_where_the_first_was_killed(digits, tmp_path, m
     assert not list((tmp_path / "kept").iterdir()), "a finished run needs none"
     first, second = whole.model().state_dict(), again.model().state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_warm_start_begins_with_the_parent_and_says_so(digits, tmp_path, configs):
+    parent = step.run(digits.folder, tmp_path / "parent", objective="standard", epochs=4)
+    child = step.run(digits.folder, tmp_path / "child", start=str(parent.folder), **QUICK)
+    weights = parent.model().state_dict()
+    assert all(torch.equal(configs[1][1]["start"][name], value) for name, value in weights.items())
+    assert child.manifest["training"]["start"] == {
+        "weights_sha256": parent.manifest["files"]["model.safetensors"], "threats": [], "objective": "standard"}
+    assert parent.manifest["training"]["start"] is None
+    assert "start" not in child.manifest["parameters"], "a later run must not inherit it"
+    cold = step.run(digits.folder, tmp_path / "cold", **QUICK)
+    loss = [bundle.manifest["training"]["history"][0]["loss"] for bundle in (child, cold)]
+    assert loss[0] < 0.7 * loss[1]
+
+
+def test_a_start_that_does_not_fit_is_refused(digits, tmp_path):
+    parent = step.run(digits.folder, tmp_path / "parent", **QUICK)
+    with pytest.raises(InvalidInput, match=r"cannot be the start: it is compact-cnn for.*this run preactresnet-18"):
+        step.run(digits.folder, tmp_path / "child", start=str(parent.folder), architecture="preactresnet-18", **QUICK)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        step.run(digits.folder, tmp_path / "child", start=str(tmp_path), **QUICK)
+    with pytest.raises(InvalidInput, match="weights to start with are of another architecture"):
+        loop.train(parent.model(), *[digits.tensors("validation", 64)] * 2, loop.TrainConfig(objective="standard"),
+                   start={"body": torch.zeros(1)})
