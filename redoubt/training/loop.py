@@ -18,6 +18,7 @@ from redoubt.training.objectives.fast import overfitted
 from redoubt.training.plugins import class_scale
 from redoubt.training.state import State
 from redoubt.training.step import Stepper
+from redoubt.training.syncnorm import share, unshare
 from redoubt.training.validate import validate
 
 
@@ -79,6 +80,8 @@ def train(
     _warm(model, start)
     model.to(memory_format=torch.channels_last)
     world.same_start(model)
+    if world.size > 1:
+        share(model)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")   # TF32 where float32 is left
     per_epoch = max(1, len(train_data[0]) // config.batch_size)
@@ -87,6 +90,7 @@ def train(
     if keeper:
         keeper.resume()
     _epochs(state, _on_device(train_data, device), validation, per_epoch, world, keeper, progress)
+    unshare(model)
     model.load_state_dict(state.best)
     model.eval()
     return TrainResult(model=model, history=state.history, best_epoch=state.best_epoch, seconds=state.seconds)
