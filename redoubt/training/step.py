@@ -37,7 +37,7 @@ class Stepper:
         before = self.state.generator.get_state()
         while True:
             try:
-                loss = self._gradients(rows)
+                loss = self.gradients(rows)
                 break
             except torch.OutOfMemoryError as error:
                 largest = min(self.micro, len(rows))
@@ -79,7 +79,7 @@ class Stepper:
         return (f"{start}lower the learning rate ({config.learning_rate}) or set precision to float32{hint}; "
                 f"the batch held training pictures {rows[:8].tolist()} and {max(0, len(rows) - 8)} more")
 
-    def _gradients(self, rows: Tensor) -> Tensor:
+    def gradients(self, rows: Tensor) -> Tensor:
         """Fill the weight gradients from the whole batch; returns the loss, over all processes."""
         state, config = self.state, self.state.config
         own = self.world.part(len(rows))
