@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from redoubt.attacks import pgd
 from redoubt.attacks.gradient import input_gradient
 from redoubt.errors import InvalidInput
 from redoubt.threat import ThreatModel
 from redoubt.training import OBJECTIVES, TrainConfig
+from redoubt.training.attack import Adversary, Plan
 
 LINF = ThreatModel("Linf", 0.1)
 X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -105,3 +107,32 @@ def divergence_from(p, logits):
 def test_smoothing_spreads_the_label(model):
     expected = 0.9 * surprise(model, X) + 0.1 * -model(X).log_softmax(1).mean(1)
     torch.testing.assert_close(OBJECTIVES["standard"](model, X, Y, darker, lam=1.0, smoothing=0.1), expected)
+
+
+def test_both_sides_of_the_divergence_carry_gradients(model):
+    got, expected = (torch.autograd.grad(loss.mean(), list(model.parameters())) for loss in (
+        OBJECTIVES["trades"](model, X, Y, darker, lam=6.0),
+        surprise(model, X) + 6.0 * divergence(model, X, darker(X, Y))))
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - {"standard"}))
+def test_only_trades_attacks_without_labels(model, name):
+    labels = []
+
+    def watch(x, y, rows=slice(None)):
+        labels.append(y)
+        return darker(x, y, rows)
+
+    OBJECTIVES[name](model, X, Y, watch, lam=1.0)
+    assert len(labels) == 1
+    assert (labels[0] is None) == (name == "trades")
+
+
+def test_without_labels_the_adversary_leads_away_from_the_models_probabilities(model):
+    noise = LINF.sample(X, torch.Generator().manual_seed(1))
+    adversary = Adversary(model, Plan(threat=LINF, noise=noise, scale=None, single=False),
+                          TrainConfig(threats=(LINF,), steps=3))
+    x_adv = pgd(model, X, model(X).softmax(1).detach(), LINF, steps=3, start=noise, alpha=1.5 * LINF.epsilon / 3)
+    assert torch.equal(adversary(X, None), x_adv)
+    assert not torch.equal(x_adv, pgd(model, X, model(X).argmax(1), LINF, steps=3, start=noise, alpha=0.05))

@@ -14,7 +14,7 @@ from redoubt.training.attack import Adversary, plan
 from redoubt.training.plugins import class_scale, reduce
 from redoubt.training.weights import buffers_kept, uphill
 
-X = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+X = 0.2 + 0.6 * torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
 
 
@@ -48,6 +48,8 @@ def test_a_scale_gives_every_image_a_ball_of_its_own(threat):
     size = threat.size(x_adv - X)
     assert (size <= threat.epsilon * scale * 1.0001).all()
     assert size[-1] > 1.05 * threat.epsilon, "a scale above 1 is used, too"
+    short = pgd(network(), X, Y, threat, steps=1, alpha=1e-3, start=torch.zeros_like(X), scale=scale) - X
+    torch.testing.assert_close(threat.size(short), 1e-3 * scale, rtol=0.01, atol=1e-6)
     alone = pgd(network(), X, Y, threat, steps=4, start=torch.zeros_like(X), scale=torch.ones(8))
     assert torch.equal(alone, pgd(network(), X, Y, threat, steps=4, random_start=False))
 

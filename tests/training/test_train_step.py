@@ -83,6 +83,17 @@ def test_a_warm_start_begins_with_the_parent_and_says_so(digits, tmp_path, confi
     assert loss[0] < 0.7 * loss[1]
 
 
+def test_a_warm_start_keeps_the_parents_normalisation_and_a_checkpoint_of_its_own(
+        digits, tmp_path, configs, monkeypatch):
+    monkeypatch.setenv(step.CHECKPOINTS, str(tmp_path / "kept"))
+    parent = step.run(digits.folder, tmp_path / "parent", **QUICK)
+    metadata = digits.metadata | {"mean": [0.5]}
+    monkeypatch.setattr(step.Prepared, "open", lambda folder: Prepared(digits.folder, metadata))
+    child = step.run(digits.folder, tmp_path / "child", start=str(parent.folder), **QUICK)
+    assert child.architecture.mean == parent.architecture.mean != (0.5,)
+    assert configs[0][1]["checkpoint"] != configs[1][1]["checkpoint"]
+
+
 def test_a_start_that_does_not_fit_is_refused(digits, tmp_path):
     parent = step.run(digits.folder, tmp_path / "parent", **QUICK)
     with pytest.raises(InvalidInput, match=r"cannot be the start: it is compact-cnn for.*this run preactresnet-18"):
