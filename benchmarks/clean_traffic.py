@@ -34,7 +34,7 @@ def main() -> int:
         result = local.follow(local.start(parameters, home / "run"), home / "run")
         if result.status != "promoted":
             raise SystemExit(f"the run was {result.status}: {result.reason}")
-        prepare_data(home / "data", dataset=dataset, seed=args.seed, data_dir=str(args.data_dir or ""))
+        prepare_data(home / "data", dataset=dataset, data_dir=str(args.data_dir or ""))
         x, _ = Prepared.open(home / "data").tensors("test")
         with Server(home, "clean", uri) as server:
             rows = [rounds(server.client, x), one_picture(server.client, x)]

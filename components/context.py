@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
+from redoubt.errors import InvalidInput
+
 PROGRESS = "REDOUBT_PROGRESS"   # names a file that gets one line of JSON for each event
 CHECKPOINTS = "REDOUBT_CHECKPOINTS"   # names a folder that outlives a step's process, for what it can be resumed from
 MARK = "redoubt: error:"        # stands before the reason in a step's log
@@ -35,7 +37,7 @@ def step(name: str):
     except Exception as error:
         reason = f"{name}: {error or type(error).__name__}"
         print(f"{MARK} {reason}", flush=True)
-        report(step=name, state="failed", reason=reason)
+        report(step=name, state="failed", reason=reason, mistake=isinstance(error, InvalidInput))
         raise
     report(step=name, state="done", seconds=round(time.perf_counter() - start, 2))
 

@@ -46,7 +46,7 @@ def attack_served(
         request = bundle.manifest["data"]["request"]
         source = load_source(request["dataset"], data_dir or request["data_dir"] or None,
                              size=request["image_size"] or None)
-        prepared = prepare(source, Path(folder) / "data", seed=request["seed"], limit=request["limit"] or None)
+        prepared = prepare(source, Path(folder) / "data", seed=request["split_seed"], limit=request["limit"] or None)
         x, y = prepared.tensors("test")
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).repeat(n // len(x) + 1)[:n]
         model, answers = bundle.model(), []

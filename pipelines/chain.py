@@ -18,7 +18,7 @@ NAME = "redoubt"
 def pipeline(
     dataset: str = "digits",
     architecture: str = "compact-cnn",
-    objective: str = "pgd",
+    objective: str = "blend",
     norm: str = "Linf",
     epsilon: float = 0.1,
     also: str = "[]",
@@ -35,6 +35,8 @@ def pipeline(
     data_dir: str = "",
     image_size: int = 0,
     limit: int = 0,
+    split_seed: int = 0,
+    data_checksum: str = "",
     test_limit: int = 2000,
     curve_n: int = 1000,
     fpr: float = 0.01,
@@ -42,7 +44,8 @@ def pipeline(
     """See `pipelines.parameters.RunParameters` for the meaning of each parameter."""
     from collections import namedtuple
 
-    data = prepare_data(dataset=dataset, data_dir=data_dir, image_size=image_size, limit=limit, seed=seed)
+    data = prepare_data(dataset=dataset, data_dir=data_dir, image_size=image_size, limit=limit,
+                        split_seed=split_seed, data_checksum=data_checksum)
     prepared = data.outputs["data"]
     model = train(
         data=prepared, architecture=architecture, objective=objective, norm=norm, epsilon=epsilon, also=also,

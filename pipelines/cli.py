@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -25,23 +26,27 @@ DataDir = Annotated[str, typer.Option(help="Where a local copy of the dataset li
                                       rich_help_panel="Data")]
 Epsilon = Annotated[str, typer.Option(help="Perturbation bound in the [0, 1] pixel range: 0.1 or 8/255.")]
 Norm = Annotated[str, typer.Option(help="Linf or L2.")]
-Seed = Annotated[int, typer.Option(help="Fixes split, initialisation, order and attacks.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Fixes initialisation, order and attacks.")]
 Name = Annotated[str, typer.Option("--model", "-m", help="Registered model's name.")]
+OBJECTIVE_HELP = "standard, blend, pgd, mixed, half, trades or fast (docs/training.md)."
 ARCHITECTURE_HELP = "compact-cnn, preactresnet-18, wideresnet-28-10, or torchvision:NAME such as torchvision:resnet18."
 Home = Annotated[Path | None, typer.Option(
     help="Folder for registry, runs and ledger.  [default: $REDOUBT_HOME or .redoubt]", show_default=False)]
 Tracking = Annotated[str, typer.Option(
-    "--tracking-uri", help="MLflow's address.  [default: $MLFLOW_TRACKING_URI or SQLite in the home folder]",
+    "--tracking-uri", help="MLflow's address.  [default: $REDOUBT_TRACKING_URI, $MLFLOW_TRACKING_URI or SQLite in the "
+                           "home folder]",
     show_default=False)]
 VersionNumber = Annotated[str, typer.Argument(metavar="VERSION", help="A version's number.")]
 
 
 def _parameters(home: Path | None, uri: str, **values):
-    from pipelines.home import home_folder, tracking_uri
+    from pipelines.home import home_folder, local_dataset, tracking_uri
     from pipelines.parameters import RunParameters
     from redoubt.threat import parse_epsilon
 
     folder = home_folder(home)
+    values["dataset"] = local_dataset(values["dataset"])
+    values["data_dir"] = str(Path(values["data_dir"]).expanduser().absolute()) if values["data_dir"] else ""
     values["epsilon"] = parse_epsilon(values["epsilon"], norm=values["norm"])
     return folder, RunParameters(tracking_uri=tracking_uri(folder, uri), **values)
 
@@ -50,8 +55,7 @@ def _parameters(home: Path | None, uri: str, **values):
 def run(
     dataset: Dataset = "digits",
     architecture: Annotated[str, typer.Option(help=ARCHITECTURE_HELP)] = "compact-cnn",
-    objective: Annotated[str, typer.Option(
-        help="standard, pgd, mixed, half, trades or fast (docs/training.md).")] = "pgd",
+    objective: Annotated[str, typer.Option(help=OBJECTIVE_HELP)] = "blend",
     epsilon: Epsilon = "0.1",
     norm: Norm = "Linf",
     epochs: Annotated[int, typer.Option(help="0 takes the default for objective, architecture and data.")] = 0,
@@ -63,6 +67,8 @@ def run(
     seed: Seed = 0,
     start: Annotated[str, typer.Option(
         help="Folder of a bundle whose weights training begins with; empty begins with random ones.")] = "",
+    split_seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Fixes how the data is divided.",
+                                            rich_help_panel="Data")] = 0,
     model_name: Name = "redoubt",
     data_dir: DataDir = "",
     image_size: Annotated[int, typer.Option(help="Resize a folder's pictures to this side; 0 leaves them.",
@@ -84,8 +90,8 @@ def run(
 
     folder, parameters = _parameters(
         home, uri, dataset=dataset, architecture=architecture, objective=objective, epsilon=epsilon, norm=norm,
-        epochs=epochs, steps=steps, lam=lam, plugins=plugins, seed=seed, start=start, model_name=model_name,
-        data_dir=data_dir, image_size=image_size, limit=limit, test_limit=test_limit, fpr=fpr,
+        epochs=epochs, steps=steps, lam=lam, plugins=plugins, seed=seed, start=start, split_seed=split_seed,
+        model_name=model_name, data_dir=data_dir, image_size=image_size, limit=limit, test_limit=test_limit, fpr=fpr,
     )
     raise typer.Exit(follow_run(parameters, folder))
 
@@ -111,11 +117,12 @@ def drill(
     """
     from pipelines.drill.options import DrillOptions
     from pipelines.drill.show import run_drill
-    from pipelines.home import home_folder
+    from pipelines.home import home_folder, local_dataset
     from redoubt.threat import parse_epsilon
 
     options = DrillOptions(
-        dataset=dataset, attack=attack, norm=norm, epsilon=parse_epsilon(epsilon, norm=norm) if epsilon else 0.0,
+        dataset=local_dataset(dataset), attack=attack, norm=norm,
+        epsilon=parse_epsilon(epsilon, norm=norm) if epsilon else 0.0,
         seed=seed, oracle=oracle, requests=requests, data_dir=data_dir, limit=limit,
     )
     raise typer.Exit(run_drill(options, home_folder(home)))
@@ -149,7 +156,7 @@ def attack(
     attack: Annotated[str, typer.Option(help="fgsm, pgd or momentum; none sends clean pictures.")] = "pgd",
     epsilon: Epsilon = "0.1",
     norm: Norm = "Linf",
-    n: Annotated[int, typer.Option("-n", "--requests", help="How many pictures to send, one a request.")] = 500,
+    n: Annotated[int, typer.Option("-n", "--requests", min=1, help="How many pictures to send, one a request.")] = 500,
     seed: Seed = 0,
     model_name: Name = "redoubt",
     data_dir: DataDir = "",
@@ -168,10 +175,15 @@ def attack(
 
 
 def _registry(home: Path | None, uri: str, model_name: str):
+    """The registry; a home folder that is not there yet is a slip of the keyboard, not a wish for a new one."""
     from pipelines.home import home_folder, tracking_uri
     from redoubt.registry import Registry
 
-    return Registry(tracking_uri(home_folder(home), uri), model_name)
+    folder = home_folder(home, make=False)
+    chosen = tracking_uri(folder, uri)
+    if chosen == tracking_uri(folder, f"sqlite:///{folder / 'mlflow.db'}") and not (folder / "mlflow.db").is_file():
+        raise InvalidInput(f"no registry in {folder} yet: `redoubt run` makes one, or name another with --home")
+    return Registry(chosen, model_name)
 
 
 @models_app.command("list")
@@ -229,15 +241,18 @@ def report(
 
 @app.command("compile")
 def compile_pipeline(
-    out: Annotated[Path, typer.Argument(help="Where to write the pipeline's IR YAML.")] = Path("pipeline.yaml"),
+    out: Annotated[Path, typer.Argument(help="Where to write the pipeline's IR YAML.")] = Path("build/pipeline.yaml"),
     image: Annotated[str, typer.Option(help="The steps' image, best by digest.  [default: $REDOUBT_IMAGE]",
                                        show_default=False)] = "",
 ) -> None:
     """Compile the pipeline for a cluster."""
     from pipelines.cluster import compile_to
 
-    compile_to(out, image)
-    typer.echo(f"written to {out}")
+    used = compile_to(out, image)
+    typer.echo(f"written to {out}, steps run in {used}")
+    if "@sha256:" not in used:
+        typer.secho("note: a tag can come to mean another image, and kfp's cache goes by its name: "
+                    "give --image NAME@sha256:DIGEST", fg=typer.colors.YELLOW, err=True)
 
 
 @app.command()
@@ -248,7 +263,7 @@ def submit(
     image: Annotated[str, typer.Option(help="The steps' image, best by digest.", show_default=False)] = "",
     dataset: Dataset = "fashion-mnist",
     architecture: Annotated[str, typer.Option(help=ARCHITECTURE_HELP)] = "compact-cnn",
-    objective: Annotated[str, typer.Option(help="standard, pgd, mixed, half, trades or fast.")] = "pgd",
+    objective: Annotated[str, typer.Option(help=OBJECTIVE_HELP)] = "blend",
     epsilon: Epsilon = "0.1",
     norm: Norm = "Linf",
     epochs: Annotated[int, typer.Option(help="0 takes the default.")] = 0,
@@ -272,11 +287,13 @@ def submit(
 
 def main() -> None:
     """Entry point: what Redoubt knows how to explain ends in one line and an exit code, without a traceback."""
+    # SIGTERM ends what a command started, as Ctrl-C does: both unwind through the same context managers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
     except RedoubtError as error:
         typer.secho(f"redoubt: {error}", fg=typer.colors.RED, err=True)
-        sys.exit(error.exit_code if isinstance(error, InvalidInput) else 1)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 from pipelines.parameters import RunParameters
@@ -16,8 +18,8 @@ POLL_SECONDS = 5
 TIMEOUT_SECONDS = 24 * 3600
 
 
-def compile_to(out: Path, image: str = "") -> None:
-    """Write the pipeline's IR YAML.
+def compile_to(out: Path, image: str = "") -> str:
+    """Write the pipeline's IR YAML; returns the image that its steps run in.
 
     Args:
         image: for every step; must be chosen before the components are imported, which is why this is the one place
@@ -26,10 +28,13 @@ def compile_to(out: Path, image: str = "") -> None:
     Raises:
         InvalidInput: when `out` cannot be written.
     """
+    if "@" in image and not re.fullmatch(r".+@sha256:[0-9a-f]{64}", image):
+        raise InvalidInput(f"image {image!r}: after @ comes sha256: and 64 hexadecimal digits")
     if image:
         os.environ["REDOUBT_IMAGE"] = image
     from kfp import compiler
 
+    from components.image import IMAGE
     from pipelines.chain import pipeline
 
     if out.suffix not in (".yaml", ".yml"):
@@ -39,6 +44,7 @@ def compile_to(out: Path, image: str = "") -> None:
         compiler.Compiler().compile(pipeline, str(out))
     except OSError as error:
         raise InvalidInput(f"{out} cannot be written: {error}") from None
+    return IMAGE
 
 
 def submit_run(parameters: RunParameters, *, endpoint: str, namespace: str, image: str, wait: bool) -> int:
@@ -51,6 +57,7 @@ def submit_run(parameters: RunParameters, *, endpoint: str, namespace: str, imag
     endpoint = endpoint or os.environ.get("REDOUBT_KFP_ENDPOINT", "")
     if not endpoint:
         raise InvalidInput("no Kubeflow Pipelines API named: give --endpoint or set REDOUBT_KFP_ENDPOINT")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="kfp")
     import kfp
     from kfp_server_api.exceptions import ApiException
     from urllib3.exceptions import HTTPError

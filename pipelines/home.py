@@ -6,17 +6,46 @@ import os
 import time
 from pathlib import Path
 
+from redoubt.errors import InvalidInput
 
-def home_folder(home: Path | None = None) -> Path:
-    """The home folder, absolute, made when missing."""
+SCHEMES = ("http://", "https://", "sqlite:///", "postgresql", "mysql", "mssql")
+
+
+def home_folder(home: Path | None = None, *, make: bool = True) -> Path:
+    """The home folder, absolute; made when missing unless `make` is false.
+
+    Raises:
+        InvalidInput: when it cannot be made.
+    """
     folder = (home or Path(os.environ.get("REDOUBT_HOME") or ".redoubt")).expanduser().absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"{folder} cannot be the home folder: {error.strerror}") from None
     return folder
+
+
+def local_dataset(dataset: str) -> str:
+    """A dataset's name with its path made absolute, so that a later run finds it from any working directory.
+
+    Raises:
+        InvalidInput: when nothing is there.
+    """
+    kind, colon, path = dataset.partition(":")
+    if not colon or kind not in ("folder", "npz"):
+        return dataset
+    absolute = Path(path).expanduser().absolute()
+    if not path or not (absolute.is_dir() if kind == "folder" else absolute.is_file()):
+        raise InvalidInput(f"{dataset}: no such {'folder' if kind == 'folder' else 'file'}")
+    return f"{kind}:{absolute}"
 
 
 def tracking_uri(home: Path, given: str = "") -> str:
     """MLflow's address: as given, else REDOUBT_TRACKING_URI or MLFLOW_TRACKING_URI, else SQLite in the home folder."""
     chosen = given or os.environ.get("REDOUBT_TRACKING_URI") or os.environ.get("MLFLOW_TRACKING_URI")
+    if chosen and not chosen.startswith(SCHEMES):
+        raise InvalidInput(f"tracking URI {chosen!r}: it must begin with one of {', '.join(SCHEMES)}")
     return chosen or f"sqlite:///{home / 'mlflow.db'}"
 
 

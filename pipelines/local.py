@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -38,7 +39,7 @@ def start(parameters: RunParameters, folder: Path) -> subprocess.Popen:
     write_json(folder / "parameters.json", parameters.to_json())
     with (folder / "run.log").open("ab") as log:
         return subprocess.Popen([sys.executable, "-m", "pipelines.local", str(folder)], stdout=log,
-                                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+                                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def follow(process: subprocess.Popen, folder: Path, event: Callable[[dict], None] = lambda row: None) -> RunResult:
@@ -55,7 +56,8 @@ def follow(process: subprocess.Popen, folder: Path, event: Callable[[dict], None
                 break
             time.sleep(0.2)
     except BaseException:
-        process.terminate()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)   # the run and the step that it is in: a group of their own
         process.wait()
         raise
     return read_result(folder) or RunResult(status="failed", reason=failure(folder))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 
 from redoubt.errors import InvalidInput, one_of
 from redoubt.models.torchvision import is_name
+from redoubt.registry import check_model_name
 from redoubt.threat import NORMS, ThreatModel, dump_threats, load_threats, parse_epsilon
 from redoubt.training.plugins import load_plugins
 
 ARCHITECTURES = ("compact-cnn", "preactresnet-18", "wideresnet-28-10")
-OBJECTIVES = ("fast", "half", "mixed", "pgd", "standard", "trades")
+OBJECTIVES = ("blend", "fast", "half", "mixed", "pgd", "standard", "trades")
+LEAST_PICTURES = 400
 DATASETS = ("cifar10", "cifar100", "digits", "fashion-mnist", "mnist")
 
 
@@ -29,8 +32,10 @@ class RunParameters:
         steps: PGD steps of the attack in training.
         lam: weight of the adversarial term of `mixed` and `trades` (whose paper takes 6).
         plugins: JSON object of what is added to the objective, see `redoubt.training.Plugins`.
-        seed: fixes split, initialisation, order and attacks.
+        seed: fixes initialisation, order and attacks.
         start: folder of a model version (a bundle) whose weights training begins with; empty begins with random ones.
+        split_seed: fixes how the data is divided; versions of one name are compared on one division.
+        data_checksum: what the prepared data's checksum must be; empty for any.
         model_name, tracking_uri: where the model is registered.
         cause, parent: `manual`, or the campaign that is answered, and the champion it attacked (0 for none).
         data_dir: where a local copy of the dataset lies; empty for the default places.
@@ -42,7 +47,7 @@ class RunParameters:
 
     dataset: str = "digits"
     architecture: str = "compact-cnn"
-    objective: str = "pgd"
+    objective: str = "blend"
     norm: str = "Linf"
     epsilon: float = 0.1
     also: str = "[]"
@@ -59,6 +64,8 @@ class RunParameters:
     data_dir: str = ""
     image_size: int = 0
     limit: int = 0
+    split_seed: int = 0
+    data_checksum: str = ""
     test_limit: int = 2000
     curve_n: int = 1000
     fpr: float = 0.01
@@ -73,14 +80,19 @@ class RunParameters:
         object.__setattr__(self, "epsilon", parse_epsilon(self.epsilon, norm=self.norm))
         load_threats(self.also)
         load_plugins(self.plugins)
-        for name in ("epochs", "seed", "parent", "image_size", "limit", "test_limit"):
+        for name in ("epochs", "seed", "split_seed", "parent", "image_size", "limit", "test_limit"):
             if getattr(self, name) < 0:
                 raise InvalidInput(f"{name} must not be negative, not {getattr(self, name)}")
         for name in ("steps", "curve_n"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.lam > 0:
-            raise InvalidInput(f"lam must be above 0, not {self.lam}")
+        if not 0 < self.lam < math.inf:
+            raise InvalidInput(f"lam must be a finite number above 0, not {self.lam}")
+        if self.limit and self.limit < LEAST_PICTURES:
+            raise InvalidInput(f"limit must be 0 for all or at least {LEAST_PICTURES}, not {self.limit}")
+        if max(self.seed, self.split_seed) >= 2**31:
+            raise InvalidInput(f"seeds must be below {2**31}")
+        check_model_name(self.model_name)
         if not 0 < self.fpr <= 0.2:
             raise InvalidInput(f"fpr must lie in (0, 0.2], not {self.fpr}")
 
@@ -105,13 +117,14 @@ def retraining(manifest: dict, threat: ThreatModel, *, parent: int, cause: str, 
 
     Args:
         manifest: the parent version's manifest.
-        where: model_name and tracking_uri.
+        where: model_name, tracking_uri and fpr.
     """
     parameters = dict(manifest["parameters"])
     if parameters["objective"] == "standard":
-        parameters |= {"objective": "pgd", "epochs": 0}
+        parameters |= {"objective": "blend", "epochs": 0}
     parameters.pop("precision", None)
     return RunParameters.from_json({
         **parameters, **manifest["data"]["request"], "norm": threat.norm, "epsilon": threat.epsilon,
-        "also": dump_threats(load_threats(json.dumps(manifest["threats"]))), "parent": parent, "cause": cause, **where,
+        "also": dump_threats(load_threats(json.dumps(manifest["threats"]))),
+        "data_checksum": manifest["data"]["checksum"], "parent": parent, "cause": cause, **where,
     })

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from pipelines import local
 from pipelines.home import new_folder
 from pipelines.parameters import RunParameters
-from redoubt.errors import InvalidInput
+from redoubt.errors import InvalidInput, Refused
 from redoubt.registry import CHAMPION, Registry, Version
 
 REFUSED = 3   # exit code of a run whose version the gate refused
@@ -45,11 +45,12 @@ def follow_run(parameters: RunParameters, home: Path) -> int:
 
         result = local.follow(process, folder, event)
     colour = {"promoted": "green", "refused": "yellow", "failed": "red"}[result.status]
-    console.print(f"[bold {colour}]{result.status}[/]: version {result.version or 'none'}, {result.reason}",
-                  highlight=False)
+    which = f"version {result.version}, " if result.version else ""
+    console.print(f"[bold {colour}]{result.status}[/]: {which}{result.reason}", highlight=False)
     console.print(f"log: {folder / 'run.log'}", highlight=False, soft_wrap=True)
     shutil.rmtree(folder / "artifacts", ignore_errors=True) if result.status != "failed" else None
-    return {"promoted": 0, "refused": REFUSED, "failed": 1}[result.status]
+    mistake = any(row.get("mistake") for row in local.read_progress(folder))
+    return {"promoted": 0, "refused": REFUSED, "failed": 2 if mistake else 1}[result.status]
 
 
 def epoch_line(row: dict) -> str:
@@ -66,30 +67,35 @@ def versions_table(registry: Registry) -> None:
     if not versions:
         console.print(f"no versions of {registry.model_name!r} yet: `redoubt run` makes the first")
         return
-    table = Table("version", "alias", "objective", "trained for", "clean", "under attack", "cause", "gate", "made")
+    header = ("version", "alias", "trained for", "clean", "under attack", "gate", "cause")
+    table = Table(*header, title=registry.model_name)
     for version in versions:
         decision = version.decision
         table.add_row(
-            str(version.number), ", ".join(version.aliases), version.tags.get("objective", ""),
-            ", ".join(map(str, version.threats)) or "nothing", version.tags.get("clean_accuracy", ""),
-            _robust(version), version.tags.get("cause", ""),
+            str(version.number), "\n".join(version.aliases), "\n".join(map(str, version.threats)) or "nothing",
+            version.tags.get("clean_accuracy", ""), _robust(version),
             "not judged" if decision is None else "passed" if decision["promoted"] else "refused",
-            f"{version.created:%Y-%m-%d %H:%M}",
+            version.tags.get("cause", ""),
         )
     console.print(table)
 
 
 def _robust(version: Version) -> str:
     figures = json.loads(version.tags.get("robust_accuracy", "{}"))
-    return ", ".join(f"{attack} {value:.3f}" for attack, value in figures.items())
+    return "\n".join(f"{value:.4f} {attack.split()[0]}" for attack, value in figures.items())
 
 
 def version_page(version: Version) -> None:
     """Print one version and the gate's decision on it."""
     console.print(f"[bold]{version.name} version {version.number}[/] {', '.join(version.aliases)}", highlight=False)
-    for key, value in sorted(version.tags.items()):
-        if key != "decision":
-            console.print(f"  {key:16} {value}", highlight=False)
+    facts = version.tags | {
+        "threats": ", ".join(map(str, version.threats)) or "none",
+        "robust_accuracy": _robust(version).replace("\n", ", "),
+        "override": " by ".join(json.loads(version.tags.get("override", "{}")).values()),
+    }
+    for key, value in sorted(facts.items()):
+        if key not in ("decision", "promoted") and value:
+            console.print(f"  {key.replace('_', ' '):16} {value}", highlight=False, soft_wrap=True)
     decision = version.decision
     if decision is None:
         console.print("the gate has not judged it")
@@ -104,14 +110,14 @@ def promote_version(registry: Registry, number: str, override: str) -> None:
     """Make a version champion.
 
     Raises:
-        InvalidInput: when the gate refused it, or never judged it, and no reason for an override is given.
+        Refused: when the gate refused it, or never judged it, and no reason for an override is given.
     """
     version = registry.version(number)
     decision = version.decision
     if not (decision and decision["promoted"]):
         if not override.strip():
             why = decision["reason"] if decision else "the gate has not judged it"
-            raise InvalidInput(f"version {number} may not become champion: {why}. "
+            raise Refused(f"version {number} may not become champion: {why}. "
                                'To promote it all the same, give a reason: --override "..."')
         registry.tag(version, override=json.dumps({"reason": override.strip(), "by": getpass.getuser()}))
     registry.promote(version)

@@ -13,6 +13,12 @@ class InvalidInput(RedoubtError, ValueError):
     exit_code = 2
 
 
+class Refused(RedoubtError):
+    """The gate said no, and no override was given."""
+
+    exit_code = 3
+
+
 class ArtifactError(RedoubtError):
     """A model folder or a data folder is incomplete, altered or unreadable."""
 

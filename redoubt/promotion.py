@@ -25,12 +25,14 @@ class Policy:
         clean_allowance: accuracy points (as a fraction) that robustness may cost on clean pictures, for each unit of
             Linf epsilon added to what the champion covers. Measured on Fashion-MNIST; see docs/architecture.md.
         clean_allowance_floor: the same, regardless of epsilon.
+        contained_allowance: accuracy that may be lost under a threat model that a larger one of the set contains.
         fpr_slack: the detector's false-positive rate on the gate split may be this many times the chosen one.
     """
 
     level: float = 0.05
     clean_allowance: float = 0.8
     clean_allowance_floor: float = 0.03
+    contained_allowance: float = 0.03
     fpr_slack: float = 3.0
 
 
@@ -43,6 +45,7 @@ class Measured:
         attacked: for each threat model of the requested set, bool [N], right under the gate's attack.
         recall: float [classes], clean recall of each class that occurs.
         trained_for: the threat models that the version carries.
+        takes: what inputs it takes and what it answers with: shape and classes.
         false_positives: share of clean pictures that its detector flags; None without a detector.
     """
 
@@ -51,6 +54,7 @@ class Measured:
     recall: Tensor
     trained_for: tuple[ThreatModel, ...]
     false_positives: float | None = None
+    takes: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +156,20 @@ def _soundness(challenger: Measured, fpr: float, policy: Policy) -> list[Rule]:
 def _against(challenger: Measured, champion: Measured, requested: ThreatModel | None, policy: Policy) -> list[Rule]:
     rules = []
     for threat in champion.trained_for:
-        rules.append(Rule(rule=f"trained for the champion's {threat}",
-                          value=", ".join(map(str, challenger.trained_for)) or "no threat model",
-                          limit="a set that contains it", passed=covers(challenger.trained_for, threat)))
+        rules.append(Rule(rule="the set that it was trained for",
+                          value=", ".join(map(str, challenger.trained_for)) or "empty",
+                          limit=f"one that contains the champion's {threat}",
+                          passed=covers(challenger.trained_for, threat)))
+    rules.append(Rule(rule="inputs and classes", value=challenger.takes, limit=f"the champion's, {champion.takes}",
+                      passed=challenger.takes == champion.takes))
     for threat, ours in challenger.attacked.items():
         theirs = champion.attacked[threat]
         gain = float(ours.float().mean() - theirs.float().mean())
+        if any(covers((other,), threat) for other in challenger.attacked if other != threat):
+            rules.append(Rule(rule=f"accuracy under {threat}, which a larger one contains", value=f"{gain:+.4f}",
+                              limit=f"a fall of at most {policy.contained_allowance}",
+                              passed=gain >= -policy.contained_allowance))
+            continue
         p = paired_p(theirs, ours)
         rules.append(Rule(rule=f"accuracy under {threat}, not worse",
                           value=f"{gain:+.4f} (p of being worse {p:.2g})", limit=f"p above {policy.level}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -60,6 +61,12 @@ class Version:
         return json.loads(self.tags["decision"]) if "decision" in self.tags else None
 
 
+def check_model_name(name: str) -> None:
+    """Raise InvalidInput for a name that MLflow, a URL or a folder would misread."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise InvalidInput(f"model name {name!r}: use letters, digits, '.', '_' and '-', a letter or digit first")
+
+
 class Registry:
     """The versions of one model name in one MLflow.
 
@@ -71,8 +78,7 @@ class Registry:
     """
 
     def __init__(self, tracking_uri: str, model_name: str):
-        if not model_name or "/" in model_name or ":" in model_name:
-            raise InvalidInput(f"model name {model_name!r} must not be empty nor hold '/' or ':'")
+        check_model_name(model_name)
         self.tracking_uri, self.model_name = tracking_uri, model_name
         self._connected = None
 
@@ -95,7 +101,7 @@ class Registry:
         Raises:
             InvalidInput: when it does not exist; the message lists those that do.
         """
-        if not str(number).isdigit():
+        if not re.fullmatch(r"[0-9]{1,9}", str(number)):
             raise InvalidInput(f"a version is a whole number, not {number!r}")
         found = {version.number: version for version in self.versions()}
         if int(number) not in found:
@@ -165,18 +171,29 @@ class Registry:
             for key, value in tags.items():
                 client.set_model_version_tag(self.model_name, str(version.number), _PREFIX + key, str(value))
 
-    def promote(self, version: Version) -> None:
-        """Make `version` the champion; the champion until now becomes `previous_champion`."""
+    def promote(self, version: Version, *, over: Version | str | None = "any") -> bool:
+        """Make `version` the champion; the champion until now becomes `previous_champion`.
+
+        Args:
+            over: the champion that the decision was made against (None: there was none). If another one has taken its
+                place since, nothing is changed. MLflow itself has no such condition, so a moment's race remains.
+
+        Returns:
+            Whether `version` is champion now.
+        """
         with self._mlflow("set aliases") as client:
             aliases = self._model(client).aliases
             old = aliases.get(CHAMPION)
             if str(old) == str(version.number):
-                return
+                return True
+            if over != "any" and str(old) != str(over.number if over else None):
+                return False
             if old is not None:
                 client.set_registered_model_alias(self.model_name, PREVIOUS, old)
             client.set_registered_model_alias(self.model_name, CHAMPION, str(version.number))
             if str(aliases.get(CHALLENGER)) == str(version.number):
                 client.delete_registered_model_alias(self.model_name, CHALLENGER)
+            return True
 
     def rollback(self) -> Version:
         """Swap `champion` and `previous_champion`.

@@ -97,6 +97,17 @@ def test_more_pictures_show_smaller_gains():
     assert detectable_difference(5000) < detectable_difference(200)
 
 
+def test_a_contained_threat_may_fall_a_little_and_no_more():
+    def both(attacked_old):
+        return Measured(clean=right(0.88), attacked={NEW: right(0.7), OLD: right(attacked_old)},
+                        recall=torch.ones(4), trained_for=(NEW,), takes="same")
+
+    champion = Measured(clean=right(0.88), attacked={NEW: right(0.4), OLD: right(0.8)}, recall=torch.ones(4),
+                        trained_for=(OLD,), takes="same")
+    assert judge(both(0.78), champion, NEW).promoted
+    assert "which a larger one contains" in failed(judge(both(0.70), champion, NEW))
+
+
 def test_the_record_is_json_with_a_line_a_rule():
     record = judge(measured(), CHAMPION, NEW).to_json()
     assert {"rule", "value", "limit", "passed"} == record["rules"][0].keys()

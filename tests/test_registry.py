@@ -58,6 +58,15 @@ def test_promoting_the_champion_again_changes_nothing(registry, bundle):
     assert registry.by_alias("previous_champion").number == first.number
 
 
+def test_promoting_over_a_champion_that_is_no_longer_one(registry, bundle):
+    first, second, third = (register(registry, bundle) for _ in range(3))
+    assert registry.promote(first, over=None)
+    registry.promote(second)
+    assert not registry.promote(third, over=first)
+    assert registry.champion().number == second.number
+    assert registry.promote(third, over=registry.champion())
+
+
 def test_fetch_verifies_and_leaves_nothing_half_done(registry, bundle, tmp_path):
     version = register(registry, bundle)
     fetched = registry.fetch(version, tmp_path / "here")
@@ -77,7 +86,7 @@ def test_a_version_that_does_not_exist(registry, number, message):
         registry.version(number)
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "a:b"])
+@pytest.mark.parametrize("name", ["", "a/b", "a:b", "it's", "..", "x" * 200])
 def test_names_that_mlflow_would_misread(name):
     with pytest.raises(InvalidInput, match="model name"):
         Registry("sqlite:///nowhere.db", name)

@@ -8,7 +8,8 @@ from components.image import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def prepare_data(
-    data: Output[Dataset], dataset: str, data_dir: str, image_size: int, limit: int, seed: int
+    data: Output[Dataset], dataset: str, data_dir: str, image_size: int, limit: int, split_seed: int,
+    data_checksum: str,
 ) -> str:
     """Read a dataset and write its disjoint, checksummed splits. Returns the checksum."""
     from pathlib import Path
@@ -18,7 +19,7 @@ def prepare_data(
 
     with step("prepare_data"):
         metadata = run(Path(data.path), dataset=dataset, data_dir=data_dir, image_size=image_size, limit=limit,
-                       seed=seed)
+                       split_seed=split_seed, data_checksum=data_checksum)
     data.metadata.update({key: metadata[key] for key in ("dataset", "checksum", "levels", "shape", "classes")})
     data.metadata["splits"] = {name: split["n"] for name, split in metadata["splits"].items()}
     return metadata["checksum"]

@@ -28,7 +28,7 @@ def run(
     out: Path,
     *,
     architecture: str = "compact-cnn",
-    objective: str = "pgd",
+    objective: str = "blend",
     norm: str = "Linf",
     epsilon: float = 0.1,
     also: str = "[]",

@@ -43,7 +43,7 @@ class DrillOptions:
             object.__setattr__(self, "epsilon", DEFAULT_EPSILON.get(self.dataset, 0.1))
         if self.requests < 0:
             raise InvalidInput(f"requests must not be negative, not {self.requests}")
-        self.run_parameters("pgd")   # checks the rest
+        self.run_parameters("blend")   # checks the rest
 
     @property
     def threat(self) -> ThreatModel:
@@ -52,4 +52,5 @@ class DrillOptions:
     def run_parameters(self, objective: str, **more) -> RunParameters:
         """Parameters of a pipeline run on this drill's data."""
         return RunParameters(dataset=self.dataset, data_dir=self.data_dir, objective=objective, norm=self.norm,
-                             epsilon=self.epsilon, seed=self.seed, limit=self.limit, **more)
+                             epsilon=self.epsilon, seed=self.seed, split_seed=self.seed, limit=self.limit,
+                             **more)

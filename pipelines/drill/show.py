@@ -86,9 +86,10 @@ def figures(result: dict) -> Table:
     table.add_section()
     strength = result["strength"]
     if strength:
-        interval = f"{strength['estimate']:.4f} [{strength['low']:.4f}, {strength['high']:.4f}]"
-        table.add_row("epsilon: true / estimated / matched", f"{result['epsilon_true']:.4f}", interval,
-                      f"{strength['matched']:.4f}")
+        table.add_row("epsilon of the attack", f"{result['epsilon_true']:.4f}", "", "")
+        table.add_row("  estimated, 98 % interval", f"{strength['estimate']:.4f}",
+                      f"{strength['low']:.4f}-{strength['high']:.4f}", "")
+        table.add_row("  matched, trained for", "", f"{strength['matched']:.4f}", f"{result['epsilon_true']:.4f}")
     for key, label in (("requests_until_alarm", "requests until the alarm"),
                        ("seconds_alarm_to_swap", "seconds from alarm to swap"), ("total_requests", "requests"),
                        ("failed_requests", "requests that failed"), ("retrains", "retraining runs"),

@@ -33,7 +33,7 @@ from redoubt.threat import covered_epsilon
 MODEL = "drill"
 CLEAN_REQUESTS = 2000     # at most; fewer when the test split is smaller
 ALARM_REQUESTS = 1000     # without an alarm by then the attack went unnoticed
-TRICKLE_PER_SECOND = 20   # the attacker's traffic while the retraining run has the processors
+TRICKLE_PER_SECOND = 10   # the attacker's traffic while the retraining run has the processors
 SWAP_SECONDS = 1800
 
 
@@ -73,7 +73,7 @@ class Drill:
         try:
             with self.stage("train the undefended champion"):
                 self.train_champion()
-            with Server(self.folder, MODEL, self.tracking_uri) as self.server, self.watched():
+            with Server(self.folder, MODEL, self.tracking_uri, cool_down_seconds=0) as self.server, self.watched():
                 for name, stage in (("clean traffic", self.clean_traffic), ("attack until the alarm", self.attack),
                                     ("retrain and swap", self.wait_for_swap), ("replay the old attack", self.replay),
                                     ("the same attacker goes on", self.go_on)):
@@ -100,7 +100,7 @@ class Drill:
         parameters = self.options.run_parameters("standard", model_name=MODEL, tracking_uri=self.tracking_uri)
         process = local.start(parameters, folder)
         prepare_data(self.folder / "data", dataset=self.options.dataset, data_dir=self.options.data_dir,
-                     limit=self.options.limit, seed=self.options.seed)   # the drill's own copy: same seed, same splits
+                     limit=self.options.limit, split_seed=self.options.seed)   # the drill's own copy, divided alike
         done = local.follow(process, folder, lambda row: self.say("", describe(row)))
         if done.status != "promoted":
             raise StageFailed(f"the first run was {done.status}: {done.reason} (log: {folder / 'run.log'})")
@@ -196,7 +196,12 @@ class Drill:
         if len(status["retrains"]) != 1:
             asked = ", ".join(f"{run['norm']} {run['epsilon']:.4g} ({run['state']})" for run in status["retrains"])
             raise StageFailed(f"one retraining run was due, there were {len(status['retrains'])}: {asked}")
-        self.note(f"{sent} requests, no further run")
+        later = [row for row in status["campaigns"] if row["model_version"] != status["campaigns"][-1]["model_version"]]
+        found = {row["outcome"] for row in later}
+        if not found <= {"covered", None}:
+            raise StageFailed(f"after the swap the attack was judged {found}, though the champion covers it: "
+                              f"{later[0]['reason']}")
+        self.note(f"{sent} requests, no further run; cool-down is off, so nothing but the estimate held it back")
 
     def measure(self) -> None:
         self.right = {"before": correctness(self.undefended, self.test, self.options),

@@ -155,8 +155,9 @@ def _download(class_name: str, root: Path):
         kind = getattr(datasets, class_name)
         return kind(root, train=True, download=True), kind(root, train=False, download=True)
     except Exception as error:   # torchvision raises whatever its transport raises
+        why = " ".join(str(error).split())[:120]
         raise InvalidInput(
-            f"{class_name} is not in {root} and could not be downloaded ({error}): "
+            f"{class_name} is not in {root} and could not be downloaded ({why}): "
             f"put torchvision's files there, or name their folder with --data-dir"
         ) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from redoubt.detection.features import feature_count, features
+from redoubt.detection.groups import excess, least, nested, upper_means
 from redoubt.detection.networks import EVIDENCE, NORMS, Scorer, StrengthNet
 from redoubt.detection.verdicts import Strength, Verdicts
 from redoubt.errors import ArtifactError, InvalidInput
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 SIZES = (1, 4, 16, 32)           # campaign sizes at which intervals are calibrated
 LEVELS = (0.01, 0.05, 0.95, 0.99)   # quantiles of the scaled error, kept for each norm and size
@@ -37,6 +39,7 @@ class Settings:
         null_rate: 99 % upper confidence bound of the realised false-positive rate.
         calibrated_on: clean pictures behind the threshold.
         l2_logit, harmless_logit: above these a campaign is called L2, or harmless.
+        apart: [norm], the excess (`groups.excess`) above which a group is an attack of its own.
         quantiles: [norm][size][level] of (ln epsilon - estimate) / spread on rehearsed blocks held out.
         lowest, highest: [norm], the range of epsilon that was rehearsed.
         fitted: facts about the fit, for people.
@@ -50,10 +53,22 @@ class Settings:
     calibrated_on: int
     l2_logit: float
     harmless_logit: float
+    apart: list
     quantiles: list
     lowest: list
     highest: list
     fitted: dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """ln(epsilon) and its spread in each norm, [norms], of `n` inputs pooled; which norm, and whether harmless."""
+
+    centre: Tensor
+    spread: Tensor
+    norm: int
+    harmless: bool
+    n: int
 
 
 class Detector:
@@ -95,6 +110,10 @@ class Detector:
     def campaign(self, evidence: Tensor) -> Strength:
         """The strength of an attack, from the evidence of its flagged inputs.
 
+        Weak decoys hide no strong attack: if a group of the inputs, at least 16 and more than 15 % of them, reads
+        stronger than a campaign of one kind could by chance, the answer is that group's strength. `n` is the number of
+        rows all the same: it says how much was seen before judging, and that 16 are enough for a group is tested here.
+
         Args:
             evidence: [n, K] rows of `Verdicts.evidence`; up to about 15 % may stem from normal inputs.
 
@@ -106,14 +125,35 @@ class Detector:
             raise InvalidInput(f"evidence must be [n >= 1, {EVIDENCE}], not {tuple(evidence.shape)}")
         if not torch.isfinite(evidence).all():
             raise InvalidInput("evidence holds values that are not finite")
-        n = len(evidence)
-        centre, spread, logits = self._read(evidence.mean(0, keepdim=True), torch.tensor([float(n)]))
+        whole = best = self._pooled(evidence.mean(0), len(evidence))
+        for group, scatter in self._groups(evidence):
+            over = excess(group.centre[0], best.centre[0], scatter).item()
+            if not whole.harmless and not group.harmless and over > self.settings.apart[whole.norm]:
+                best = group
+        bounds = self._bounds(
+            best.centre[best.norm], best.spread[best.norm], best.norm, best.n, LEVELS.index(0.01), LEVELS.index(0.99)
+        )
+        low, estimate, high = (value.item() for value in bounds)
+        return Strength(norm=NORMS[best.norm], estimate=estimate, low=low, high=high, n=len(evidence),
+                        harmless=best.harmless)
+
+    def _pooled(self, mean: Tensor, n: int) -> _Reading:
+        centre, spread, logits = self._read(mean.unsqueeze(0), torch.tensor([float(n)], device=mean.device))
         enough = n >= NORM_MINIMUM
         norm = int(enough and logits[0, 0].item() > self.settings.l2_logit)
         harmless = enough and logits[0, 1].item() > self.settings.harmless_logit
-        bounds = self._bounds(centre[0, norm], spread[0, norm], norm, n, LEVELS.index(0.01), LEVELS.index(0.99))
-        low, estimate, high = (value.item() for value in bounds)
-        return Strength(norm=NORMS[norm], estimate=estimate, low=low, high=high, n=n, harmless=harmless)
+        return _Reading(centre=centre[0], spread=spread[0], norm=norm, harmless=harmless, n=n)
+
+    def _groups(self, evidence: Tensor) -> Iterator[tuple[_Reading, Tensor]]:
+        """Readings of nested stronger parts, and how far the strength of one input scatters in each."""
+        smallest = least(len(evidence))
+        if len(evidence) < 2 * smallest:
+            return
+        centre, spread, _ = self._read(evidence, torch.ones(len(evidence), device=evidence.device))
+        order = centre[:, 0].argsort(descending=True)
+        sizes = nested(centre[order, 0].unsqueeze(0), smallest)
+        for mean, size in zip(upper_means(evidence[order].unsqueeze(0), sizes), sizes, strict=True):
+            yield self._pooled(mean[0], size.item()), spread[order[:size], 0].median()
 
     def _read(self, pooled: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         centre, spread, logits = self.strength_net(pooled, n)

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from redoubt.detection.benign import BENIGN, benign
 from redoubt.detection.detector import Detector, Settings
 from redoubt.detection.features import features
 from redoubt.detection.networks import Scorer
-from redoubt.detection.rehearsal import BENIGN, KINDS, Dice, benign, fit_surrogate, rehearse
-from redoubt.detection.strength import HARMLESS, Rehearsed, calibrate, fit_strength
+from redoubt.detection.rehearsal import KINDS, Dice, fit_surrogate, rehearse
+from redoubt.detection.strength import HARMLESS, Rehearsed, calibrate, calibrate_apart, fit_strength
 from redoubt.errors import InvalidInput
 
 CONFIDENCE = 0.99    # of `null_rate`
@@ -106,15 +107,16 @@ def fit(
     threshold, null_rate = conformal_threshold(clean.detach(), fpr)
     report("scorer")
     suspects = harmless[scorer(harmless).argsort(descending=True)[: max(16, len(harmless) // 50)]]
-    blocks = _blocks(attacks, _changed(x, levels, scorer, seed, config), scorer, threshold)
+    blocks = _blocks(attacks, _changed(x, levels, scorer, threshold, seed, config), scorer, threshold)
     net = fit_strength(blocks, suspects, scorer, levels=levels, seed=seed, steps=config.strength_steps)
     quantiles, l2_logit, harmless_logit = calibrate(net, blocks, suspects, scorer, levels=levels, seed=seed)
+    apart = calibrate_apart(net, blocks, suspects, scorer, levels=levels, seed=seed)
     report("strength")
     ranges = _ranges(x, levels, config)
     settings = Settings(
         channels=x.shape[1], levels=levels, fpr=fpr, threshold=threshold, null_rate=null_rate,
-        calibrated_on=len(calibration[0]), l2_logit=l2_logit, harmless_logit=harmless_logit, quantiles=quantiles,
-        lowest=[least for least, _ in ranges], highest=[most for _, most in ranges],
+        calibrated_on=len(calibration[0]), l2_logit=l2_logit, harmless_logit=harmless_logit, apart=apart,
+        quantiles=quantiles, lowest=[least for least, _ in ranges], highest=[most for _, most in ranges],
         fitted={"seed": seed, "pictures": len(x), "blocks": len(blocks.norm), "seconds": report.seconds},
     )
     return Detector(scorer, net, settings)
@@ -174,17 +176,20 @@ def _harmless(x: Tensor, levels: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.cat(seen), torch.cat(weights)
 
 
-def _changed(x: Tensor, levels: int, scorer: Scorer, seed: int, config: FitConfig) -> Tensor:
-    """Features of harmless blocks, one change with one strength each: [blocks, block_size, F].
+def _changed(x: Tensor, levels: int, scorer: Scorer, threshold: float, seed: int, config: FitConfig) -> Tensor:
+    """Features of harmless blocks, one change with one amount each: [blocks, block_size, F].
 
-    Of many changed pictures the most suspicious are kept, for only flagged ones ever reach a campaign.
+    Only flagged inputs ever reach a campaign: of many changed pictures some flagged ones are kept, or the most
+    suspicious where too few are flagged.
     """
-    dice, out = Dice(seed + 7), []
-    for i in range(max(len(BENIGN), config.blocks // 6)):
-        rows = dice.rows(len(x), 12 * config.block_size).to(x.device)
+    dice, out, size = Dice(seed + 7), [], config.block_size
+    for i in range(max(2 * len(BENIGN), config.blocks // 4)):
+        rows = dice.rows(len(x), 12 * size).to(x.device)
         kind, amount = BENIGN[i % len(BENIGN)], dice.uniform(0, 1)
         seen = features(benign(kind, x[rows], levels=levels, generator=dice.generator, amount=amount))
-        out.append(seen[scorer(seen).topk(config.block_size).indices])
+        logit = scorer(seen)
+        worst = logit.topk(max(size, int((logit > threshold).sum()))).indices
+        out.append(seen[worst[dice.rows(len(worst), size).to(x.device)]])
     return torch.stack(out)
 
 

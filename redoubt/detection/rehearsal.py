@@ -1,4 +1,4 @@
-"""What a detector is fitted on: attacks rehearsed against its own model, and harmless changes of the same pictures.
+"""What a detector learns attacks from: rehearsals against its own model. Harmless changes are in `benign.py`.
 
 Attacks come in blocks. A block is a few dozen pictures under one kind of attack with one epsilon and one setting: what
 a campaign looks like from the receiving end. The training traffic never enters; pictures are those given to `fit`.
@@ -7,7 +7,7 @@ a campaign looks like from the receiving end. The training traffic never enters;
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,6 @@ from redoubt.threat import ThreatModel
 from redoubt.training.loop import use_bfloat16
 
 KINDS = ("fgsm", "step", "pgd", "climb", "momentum", "transfer")
-BENIGN = ("clean", "float", "gaussian", "uniform", "sign", "shot", "impulse", "brightness", "contrast", "blur")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,46 +108,6 @@ def _attack(kind: str, model, surrogate, x: Tensor, y: Tensor, threat: ThreatMod
     alpha = dice.log_uniform(0.5, 3) * threat.epsilon / steps
     start = dice.chance(0.7) or alpha * steps < threat.epsilon
     return pgd(model, x, y, threat, steps=steps, alpha=alpha, random_start=start, generator=noise)
-
-
-def benign(kind: str, x: Tensor, *, levels: int, generator: torch.Generator, amount: float | None = None) -> Tensor:
-    """A harmless change of each picture: [n, C, S, S] -> the same shape, in [0, 1].
-
-    Half of the changed pictures are put back on the lattice, so that neither whole levels nor fractions speak for an
-    attack.
-
-    Args:
-        kind: one of `BENIGN`.
-        amount: how strong, in [0, 1], for all of them; drawn for each picture when not given.
-    """
-    if kind == "clean":
-        return x
-
-    def noise(make: Callable = torch.rand, shape=x.shape) -> Tensor:
-        return make(shape, generator=generator).to(x.device)
-
-    each = noise(shape=(len(x), 1, 1, 1)) if amount is None else amount
-    size, signed = 0.005 * 30**each, 2 * each - 1   # 0.005 to 0.15, evenly in the logarithm; and -1 to 1
-    mean = x.mean((1, 2, 3), keepdim=True)
-    out = {
-        "float": lambda: x + (noise() - 0.5) / levels,
-        "gaussian": lambda: x + noise(torch.randn) * size,
-        "uniform": lambda: x + (2 * noise() - 1) * size,
-        "sign": lambda: x + noise(torch.randn).sign() * size,
-        "shot": lambda: x + noise(torch.randn) * size * (2 * x).sqrt(),
-        "impulse": lambda: torch.where(noise() < size, noise().round(), x),
-        "brightness": lambda: x + 0.2 * signed,
-        "contrast": lambda: mean + (x - mean) * (1 + 0.4 * signed),
-        "blur": lambda: x + (blur(x) - x) * (0.2 + 0.8 * each),
-    }[kind]().clamp(0, 1)
-    if kind == "float":
-        return out
-    return torch.where(noise(shape=(len(x), 1, 1, 1)) < 0.5, on_lattice(out, levels), out)
-
-
-def blur(x: Tensor) -> Tensor:
-    """The mean over 3x3 neighbours, edges repeated: [N, C, S, S] -> [N, C, S, S]."""
-    return F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
 
 
 def fit_surrogate(model: nn.Module, x: Tensor, *, seed: int, epochs: int = 12) -> nn.Module:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from redoubt.detection.detector import LEVELS, NORM_MINIMUM, SIZES, widen
+from redoubt.detection.groups import SHARE, excess, nested, upper_means
 from redoubt.detection.networks import NORMS, Scorer, StrengthNet
 from redoubt.detection.rehearsal import KINDS
 
@@ -172,6 +173,71 @@ def calibrate(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, scorer: Sco
             as_harmless.append(logits[norm != HARMLESS, 1])
     bounds = [max(0.0, torch.cat(part).quantile(1 - NORM_RISK).item()) for part in (as_l2, as_harmless)]
     return table.tolist(), *bounds
+
+
+@torch.no_grad()
+def calibrate_apart(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, scorer: Scorer, *, levels: int, seed: int):
+    """The largest excess that parts of a campaign of one kind show, by norm: [norm], see `groups`.
+
+    Attack blocks that a head did not learn from stand for campaigns; six in ten hold up to `CONTAMINATION` of harmless
+    inputs. Parts are small here, so their readings scatter more than in service: the bound errs upwards.
+    """
+    generator = torch.Generator().manual_seed(seed + 2)
+    enough = max(8, blocks.usable.shape[1] * 3 // 4)
+    kept = ((blocks.usable.sum(1) >= enough) & (blocks.norm != HARMLESS)).nonzero()[:, 0]
+    suspects = _rows(net, scorer, suspects)
+    found, norms = [], []
+    for _ in range(4):
+        rows = _one_kind(net, scorer, blocks, kept, suspects, generator)
+        found.append(_largest_excess(net, rows, _fold(kept, net.folds), levels))
+        norms.append(blocks.norm[kept])
+    found, norms = torch.cat(found), torch.cat(norms)
+    return [_high(found[norms == index]) for index in range(len(NORMS))]
+
+
+def _high(values: Tensor) -> float:
+    return values.quantile(1 - NORM_RISK).item() if len(values) else 10.0
+
+
+def _rows(net: StrengthNet, scorer: Scorer, features: Tensor) -> Tensor:
+    return net.evidence(scorer.standardise(features), scorer(features.flatten(0, -2)).view(features.shape[:-1]))
+
+
+def _one_kind(net, scorer, blocks: Rehearsed, kept: Tensor, suspects: Tensor, generator) -> Tensor:
+    """Evidence of one campaign from each block kept, [B, n, K]; unusable rows are replaced by usable ones."""
+    rows, device = _rows(net, scorer, blocks.features[kept]), kept.device
+    again = torch.multinomial(blocks.usable[kept].float().cpu(), rows.shape[1], True, generator=generator).to(device)
+    rows = torch.where(blocks.usable[kept].unsqueeze(2), rows, rows[torch.arange(len(rows)).unsqueeze(1), again])
+    share = torch.rand(len(kept), 1, generator=generator) * CONTAMINATION
+    share = share * (torch.rand(len(kept), 1, generator=generator) < 0.6)
+    count = (share * rows.shape[1]).round()
+    foreign = torch.rand(rows.shape[:2], generator=generator).argsort(1).argsort(1) < count
+    other = torch.randint(len(suspects), rows.shape[:2], generator=generator).to(device)
+    return torch.where(foreign.to(device).unsqueeze(2), suspects[other], rows)
+
+
+def _largest_excess(net: StrengthNet, rows: Tensor, head: Tensor, levels: int) -> Tensor:
+    """The largest excess among the candidates of each campaign: [B, n, K] and the head of each [B] to [B]."""
+    many, n = rows.shape[:2]
+    at = torch.arange(many, device=rows.device)
+
+    def read(pooled: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        centre, spread, _ = net(pooled, size)
+        return centre, widen(centre, spread, levels)
+
+    centre, spread = (part[..., 0].view(net.folds, many, n)[head, at]
+                      for part in read(rows.flatten(0, 1), torch.ones(many * n, device=rows.device)))
+    order = centre.argsort(1, descending=True)
+    sizes = nested(centre.gather(1, order), math.ceil(SHARE * n))
+    spread, rows = spread.gather(1, order), rows[at.unsqueeze(1), order]
+    whole = read(rows.mean(1), torch.full_like(at, n).float())[0][head, at, 0]
+    largest = torch.zeros(many, device=rows.device)
+    for mean, size in zip(upper_means(rows, sizes), sizes, strict=True):
+        group = read(mean, size.float())[0][head, at, 0]
+        outside = torch.arange(n, device=rows.device) >= size.unsqueeze(1)
+        scatter = spread.masked_fill(outside, torch.nan).nanmedian(1).values
+        largest = torch.maximum(largest, excess(group, whole, scatter))
+    return largest
 
 
 def _widest(error: Tensor, kind: Tensor) -> Tensor:

@@ -127,13 +127,13 @@ def _estimates(strength) -> Html:
     points = [point for point in points if None not in point[1:]]
     if not points:
         return Html("")
-    inside = sum(true <= guess <= 1.25 * true for _, true, guess in points)
     picture = plots.svg(lambda fig, narrow: _draw_estimates(fig, points),
                         f"Estimated against true epsilon of {len(points)} attacks.",
                         name="strength", wide=(5.4, 4.6), narrow=(3.9, 3.8))
     return section(
         "Strength, estimated and true", figure(picture, kind="half"),
-        note=f"{inside} of {len(points)} estimates lie between the true epsilon and 25 % above it, the shaded zone.",
+        note="Estimates scatter round the line. What is trained for is their upper bound, which is meant to lie in the "
+             "shaded zone, up to 25 % above the true epsilon.",
     )
 
 

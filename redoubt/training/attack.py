@@ -29,7 +29,7 @@ class Plan:
     scale: Tensor | None
     single: bool
 
-    def slice(self, rows: slice) -> Plan:
+    def slice(self, rows: slice | Tensor) -> Plan:
         return Plan(threat=self.threat, noise=self.noise[rows], single=self.single,
                     scale=None if self.scale is None else self.scale[rows])
 
@@ -68,7 +68,7 @@ class Adversary:
     config: TrainConfig
     made: Tensor | None = field(default=None, init=False)
 
-    def __call__(self, x: Tensor, y: Tensor | None, rows: slice = slice(None)) -> Tensor:
+    def __call__(self, x: Tensor, y: Tensor | None, rows: slice | Tensor = slice(None)) -> Tensor:
         if self.made is None:
             self.model.eval()
             self.made = self._attack(x[rows], None if y is None else y[rows], self.plan.slice(rows))

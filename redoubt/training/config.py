@@ -41,7 +41,7 @@ class TrainConfig:
         plugins: what is added to the objective.
     """
 
-    objective: str = "pgd"
+    objective: str = "blend"
     threats: tuple[ThreatModel, ...] = ()
     epochs: int = 6
     batch_size: int = 128

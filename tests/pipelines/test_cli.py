@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from redoubt.bundle import write_bundle
+from redoubt.registry import Registry
+
 COMMANDS = ["run", "drill", "serve", "attack", "models", "promote", "rollback", "report", "compile", "submit"]
 
 
@@ -28,9 +31,13 @@ def test_help_names_every_command():
     (["drill", "--attack", "magic"], "unknown attack 'magic'"),
     (["drill", "--epsilon", "0"], "above 0"),
     (["attack", "--epsilon", "-1"], "above 0"),
-    (["models", "show", "3"], "has no version 3: there is none"),
-    (["promote", "3"], "has no version 3"),
-    (["rollback"], "no previous_champion"),
+    (["run", "--dataset", "npz:/no/such.npz"], "no such file"),
+    (["drill", "--dataset", "folder:/no/such"], "no such folder"),
+    (["run", "--model", "it's"], "model name"),
+    (["run", "--tracking-uri", "foo://x"], "must begin with one of http://"),
+    (["models", "list"], "`redoubt run` makes one"),
+    (["rollback", "--home", "/no/such/home"], "no registry in /no/such/home"),
+    (["compile", "--image", "x@sha256:12"], "64 hexadecimal digits"),
     (["submit"], "REDOUBT_KFP_ENDPOINT"),
 ], ids=" ".join)
 def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch):
@@ -48,7 +55,35 @@ def test_nothing_served_is_said(tmp_path):
     assert "no model 'redoubt' is ready at http://127.0.0.1:9" in done.stderr
 
 
-def test_an_empty_registry_is_no_error(tmp_path):
-    done = redoubt("models", "list", home=tmp_path)
-    assert done.returncode == 0
-    assert "`redoubt run` makes the first" in done.stdout
+def test_a_home_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = redoubt("run", "--home", str(tmp_path / "file"))
+    assert done.returncode == 2
+    assert "cannot be the home folder" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_corrupt_data_file_is_the_users_mistake(tmp_path):
+    (tmp_path / "bad.npz").write_bytes(b"not an archive")
+    done = redoubt("run", "--dataset", f"npz:{tmp_path / 'bad.npz'}", home=tmp_path)
+    assert done.returncode == 2
+    assert "bad.npz cannot be read" in done.stdout.replace("\n", " ")
+
+
+def test_versions_promotion_and_rollback(tmp_path, digits_model):
+    registry = Registry(f"sqlite:///{tmp_path / 'mlflow.db'}", "redoubt")
+    bundle = write_bundle(tmp_path / "b", digits_model, classes=list("0123456789"), threats=())
+    for _ in range(2):
+        registry.register(bundle, metrics={}, parameters={}, tags={"cause": "manual"})
+    registry.promote(registry.version(1))
+    refused = redoubt("promote", "2", home=tmp_path)
+    assert refused.returncode == 3
+    assert "the gate has not judged it" in refused.stderr
+    assert redoubt("promote", "2", "--override", "tried by hand", home=tmp_path).returncode == 0
+    assert registry.champion().number == 2
+    assert "tried by hand" in redoubt("models", "show", "2", home=tmp_path).stdout
+    assert redoubt("rollback", home=tmp_path).returncode == 0
+    assert registry.champion().number == 1
+    listed = redoubt("models", "list", home=tmp_path).stdout
+    assert "champion" in listed
+    assert redoubt("promote", "7", home=tmp_path).returncode == 2

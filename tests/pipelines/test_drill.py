@@ -74,3 +74,20 @@ def test_the_whole_loop_on_the_digits(tmp_path):
     assert result["epsilon_true"] <= result["strength"]["matched"] <= 1.5 * result["epsilon_true"]
     assert result["accuracy"]["after"]["pgd20"] > result["accuracy"]["before"]["pgd20"] + 0.25
     assert (folder / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.fashion
+@pytest.mark.parametrize("attack", ["fgsm", "pgd"])
+def test_the_whole_loop_on_fashion_mnist(attack, tmp_path):
+    """The full training file; the matched epsilon must lie between the true one and a quarter above."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "drill", "--dataset", "fashion-mnist", "--attack", attack,
+         "--epsilon", "0.1", "--home", str(tmp_path)],
+        capture_output=True, text=True, timeout=1500,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    result = json.loads(next((tmp_path / "drills").iterdir()).joinpath("result.json").read_text())
+    assert 1.0 <= result["strength"]["matched"] / result["epsilon_true"] <= 1.25
+    assert result["failed_requests"] == 0
+    assert result["accuracy"]["after"]["pgd20"] >= 0.97 * result["accuracy"]["oracle"]["pgd20"]

@@ -1,9 +1,10 @@
 """Runs on this machine: their folder, their progress, and how they fail."""
 
 import json
+import os
 import subprocess
 import sys
-from datetime import UTC, datetime
+import time
 
 import pytest
 
@@ -12,7 +13,8 @@ from pipelines import local
 from pipelines.local import RunResult, failure, read_progress, read_result, write_json
 from pipelines.parameters import RunParameters
 from pipelines.retrain import already_judged
-from redoubt.registry import Version
+from redoubt.bundle import write_bundle
+from redoubt.registry import Registry
 from redoubt.threat import ThreatModel
 
 
@@ -95,22 +97,57 @@ def test_a_request_that_cannot_be_answered_ends_with_its_reason(tmp_path, reques
     assert reason in result.reason
 
 
-def version(number, cause="c1", epsilon=0.1, promoted=True):
-    tags = {"cause": cause, "threats": json.dumps([["Linf", epsilon]]),
-            "decision": json.dumps({"promoted": promoted, "reason": "so"})}
-    return Version(name="m", number=number, run_id="", source="", created=datetime.now(UTC), tags=tags)
+@pytest.fixture
+def registry(tmp_path):
+    return Registry(f"sqlite:///{tmp_path / 'mlflow.db'}", "m")
 
 
-@pytest.mark.parametrize("versions, status", [
-    ([], None),
-    ([version(3)], "promoted"),
-    ([version(3, promoted=False)], "refused"),
-    ([version(3, cause="another")], None),
-    ([version(3, epsilon=0.05, promoted=False)], None),
-], ids=["none", "promoted", "refused", "another campaign", "the strength rose"])
-def test_a_run_killed_after_the_gate_is_not_trained_again(versions, status):
-    done = already_judged(versions, ThreatModel("Linf", 0.1), "c1")
+def register(registry, model, folder, *, cause, epsilon=0.1, **decision):
+    bundle = write_bundle(folder, model, classes=list("0123456789"), threats=[ThreatModel("Linf", epsilon)])
+    version = registry.register(bundle, metrics={}, parameters={}, tags={"cause": cause})
+    if decision:
+        registry.tag(version, decision=json.dumps({"reason": "so", "champion": None, **decision}))
+    return version
+
+
+@pytest.mark.parametrize("cause, epsilon, decision, status", [
+    ("c1", 0.1, {"promoted": True}, "promoted"),
+    ("c1", 0.1, {"promoted": False}, "refused"),
+    ("c1", 0.1, {}, None),
+    ("another", 0.1, {"promoted": True}, None),
+    ("c1", 0.05, {"promoted": False}, None),
+], ids=["promoted", "refused", "not judged", "another campaign", "the strength rose"])
+def test_a_run_killed_after_the_gate_is_not_trained_again(
+    registry, digits_model, tmp_path, cause, epsilon, decision, status
+):
+    register(registry, digits_model, tmp_path / "b", cause=cause, epsilon=epsilon, **decision)
+    done = already_judged(registry, ThreatModel("Linf", 0.1), "c1")
     assert (done and done.status) == status
+    assert (registry.champion() is not None) == (status == "promoted"), "the promotion that was owed is carried out"
+
+
+def test_an_owed_promotion_does_not_overturn_a_newer_champion(registry, digits_model, tmp_path):
+    register(registry, digits_model, tmp_path / "a", cause="c1", promoted=True)
+    newer = register(registry, digits_model, tmp_path / "b", cause="manual")
+    registry.promote(newer)
+    assert already_judged(registry, ThreatModel("Linf", 0.1), "c1").status == "refused"
+    assert registry.champion().number == newer.number
+
+
+def test_a_follower_that_is_told_to_end_ends_the_run(tmp_path):
+    """As Ctrl-C and SIGTERM do: neither the run nor the step that it is in goes on alone."""
+    process = local.start(RunParameters(tracking_uri=f"sqlite:///{tmp_path / 'm.db'}"), tmp_path / "run")
+
+    def stop(row):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        local.follow(process, tmp_path / "run", stop)
+    assert process.poll() is not None
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
 
 
 def test_a_python_below_a_folder_with_a_space_is_quoted():

@@ -17,7 +17,7 @@ from redoubt.training import OBJECTIVES
 @pytest.mark.parametrize("changes, message", [
     ({"dataset": "imagenet"}, "unknown dataset 'imagenet'.*digits.*fashion-mnist.*npz:PATH"),
     ({"architecture": "vgg"}, "unknown architecture 'vgg'.*compact-cnn, preactresnet-18"),
-    ({"objective": "magic"}, "unknown objective 'magic'.*fast, half, mixed, pgd, standard, trades"),
+    ({"objective": "magic"}, "unknown objective 'magic'.*blend, fast, half, mixed, pgd, standard, trades"),
     ({"norm": "L1"}, "unknown norm 'L1'.*L2, Linf"),
     ({"epsilon": 0}, "above 0"),
     ({"epsilon": -0.1}, "above 0"),
@@ -28,6 +28,11 @@ from redoubt.training import OBJECTIVES
     ({"epochs": -1}, "epochs"),
     ({"steps": 0}, "steps"),
     ({"lam": 0}, "lam"),
+    ({"lam": float("inf")}, "lam"),
+    ({"limit": 10}, "limit must be 0 for all or at least 400"),
+    ({"seed": 2**40}, "seeds must be below"),
+    ({"model_name": "it's"}, "model name"),
+    ({"model_name": "a/b"}, "model name"),
     ({"fpr": 0.5}, "fpr"),
     ({"plugins": '{"smoothing": 1}'}, "unknown plug-in smoothing: valid ones are class_adaptive"),
 ], ids=lambda value: str(value)[:30] if isinstance(value, dict) else "")
@@ -66,14 +71,16 @@ def manifest(objective="standard", threats=(), epochs=3):
         "threats": [list(t) for t in threats],
         "parameters": {"architecture": "compact-cnn", "objective": objective, "norm": "Linf", "epsilon": 0.1,
                        "epochs": epochs, "steps": 5, "lam": 1.0, "seed": 4, "precision": "auto"},
-        "data": {"request": {"dataset": "fashion-mnist", "data_dir": "", "image_size": 0, "limit": 0, "seed": 4}},
+        "data": {"request": {"dataset": "fashion-mnist", "data_dir": "", "image_size": 0, "limit": 0, "split_seed": 2},
+                 "checksum": "abc"},
     }
 
 
 def test_an_undefended_parent_gets_adversarial_training():
     asked = retraining(manifest(), ThreatModel("Linf", 0.11), parent=1, cause="c1", model_name="m", tracking_uri="u")
-    assert (asked.objective, asked.epochs, asked.epsilon) == ("pgd", 0, 0.11)
+    assert (asked.objective, asked.epochs, asked.epsilon) == ("blend", 0, 0.11)
     assert (asked.dataset, asked.seed, asked.parent, asked.cause) == ("fashion-mnist", 4, 1, "c1")
+    assert (asked.split_seed, asked.data_checksum) == (2, "abc"), "it must meet the data that its parent met"
 
 
 def test_a_robust_parent_keeps_its_recipe_and_its_threats():

@@ -45,6 +45,7 @@ def test_losses_follow_their_formulas(model, lam):
         "pgd": attacked,
         "mixed": clean + lam * attacked,
         "half": torch.where(torch.arange(6) % 2 == 0, attacked, clean),
+        "blend": torch.where(torch.arange(6) % 4 == 0, clean, attacked),
         "trades": clean + lam * divergence(model, X, darker(X, Y)),
         "fast": attacked,
     }
@@ -65,7 +66,7 @@ def test_an_objective_leaves_its_batch_alone_and_reaches_every_weight(model, nam
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective": "magic"}, "unknown objective 'magic'.*fast, half, mixed, pgd, standard, trades"),
+        ({"objective": "magic"}, "unknown objective 'magic'.*blend, fast, half, mixed, pgd, standard, trades"),
         ({"objective": "standard", "threats": (LINF,)}, "takes no threat models"),
         ({"objective": "pgd"}, "at least one"),
         ({"precision": "float16"}, "unknown precision"),

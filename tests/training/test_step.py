@@ -47,7 +47,8 @@ def short_of_memory(monkeypatch, room):
 
 
 @pytest.mark.parametrize("settings", [{}, {"plugins": Plugins(weight_perturbation=0.01)}, {"threats": (L2,)},
-                                      {"objective": "half"}, {"objective": "trades"}, {"objective": "fast"}], ids=str)
+                                      {"objective": "half"}, {"objective": "pgd"}, {"objective": "trades"},
+                                      {"objective": "fast"}], ids=str)
 def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(digits, monkeypatch, settings):
     settings = {"threats": (LINF,), "precision": "float32"} | settings
     whole = run(digits, **settings)

@@ -1,0 +1,69 @@
+"""The strongest attack inside a campaign. One mean over weak decoys and a strong attack says little of either.
+
+Inputs are ordered by their own strength, strongest first; candidates are nested upper parts of that order. A campaign
+of one kind has such parts too, and they read stronger than the whole by selection alone: how much at most is measured
+on rehearsed campaigns of one kind (`strength.calibrate_apart`), and only what exceeds that is another attack.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+LEAST = 16      # inputs in a group, so that its norm can be told
+SHARE = 0.16    # of the campaign that a group must exceed: false positives may make up 15 %, and are no attack
+CUTS = 4        # candidates, each inside the one before
+
+
+def least(n: int) -> int:
+    """How many of a campaign's n inputs make a group."""
+    return max(LEAST, math.ceil(SHARE * n))
+
+
+def nested(strength: Tensor, smallest: int) -> list[Tensor]:
+    """Sizes of the candidates: each parts the one before into two as unlike as possible, and keeps the stronger.
+
+    Args:
+        strength: ln(epsilon) of single inputs, [B, n], descending in each row.
+        smallest: inputs in a candidate.
+
+    Returns:
+        `CUTS` sizes [B], each at most the one before and at most n.
+    """
+    size = torch.full((len(strength),), strength.shape[1], device=strength.device)
+    sizes = []
+    for _ in range(CUTS):
+        size = _cut(strength, size, smallest)
+        sizes.append(size)
+    return sizes
+
+
+def _cut(strength: Tensor, size: Tensor, smallest: int) -> Tensor:
+    """Where to part the first `size` of each row: the largest variance between two classes (Otsu 1979)."""
+    above = torch.arange(1, strength.shape[1] + 1, device=strength.device)
+    below = size.unsqueeze(1) - above
+    total = strength.cumsum(1)
+    rest = total.gather(1, size.unsqueeze(1) - 1) - total
+    between = above * below * (total / above - rest / below.clamp_min(1)).square()
+    allowed = (above >= smallest) & (below > 0)
+    best = between.masked_fill(~allowed, -1).argmax(1) + 1
+    return torch.where(allowed.any(1), best, size)
+
+
+def upper_means(rows: Tensor, sizes: list[Tensor]) -> list[Tensor]:
+    """Means of the first `size` rows: [B, n, K] and sizes [B] -> [B, K] each."""
+    sums = rows.cumsum(1)
+    at = torch.arange(len(rows), device=rows.device)
+    return [sums[at, size - 1] / size.unsqueeze(1) for size in sizes]
+
+
+def excess(group: Tensor, whole: Tensor, scatter: Tensor) -> Tensor:
+    """By how much a group reads stronger than the whole, in units of what the strength of one input scatters.
+
+    Args:
+        group, whole: ln(epsilon) in Linf, which orders inputs in either norm; of one shape.
+        scatter: typical standard deviation of ln(epsilon) of one input of the group, of that shape.
+    """
+    return (group - whole) / scatter
