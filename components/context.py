@@ -12,6 +12,7 @@ from pathlib import Path
 from redoubt.errors import InvalidInput
 
 PROGRESS = "REDOUBT_PROGRESS"   # names a file that gets one line of JSON for each event
+CHECKPOINTS = "REDOUBT_CHECKPOINTS"   # names a folder that outlives a step's process, for what it can be resumed from
 MARK = "redoubt: error:"        # stands before the reason in a step's log
 
 

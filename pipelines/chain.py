@@ -25,7 +25,9 @@ def pipeline(
     epochs: int = 0,
     steps: int = 5,
     lam: float = 1.0,
+    plugins: str = "{}",
     seed: int = 0,
+    start: str = "",
     model_name: str = "redoubt",
     tracking_uri: str = "http://mlflow:5000",
     cause: str = "manual",
@@ -47,7 +49,7 @@ def pipeline(
     prepared = data.outputs["data"]
     model = train(
         data=prepared, architecture=architecture, objective=objective, norm=norm, epsilon=epsilon, also=also,
-        epochs=epochs, steps=steps, lam=lam, seed=seed,
+        epochs=epochs, steps=steps, lam=lam, plugins=plugins, seed=seed, start=start,
     ).outputs["model"]
     evaluation = evaluate(data=prepared, model=model, norm=norm, epsilon=epsilon, test_limit=test_limit,
                           curve_n=curve_n, seed=seed)

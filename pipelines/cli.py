@@ -28,6 +28,8 @@ Epsilon = Annotated[str, typer.Option(help="Perturbation bound in the [0, 1] pix
 Norm = Annotated[str, typer.Option(help="Linf or L2.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Fixes initialisation, order and attacks.")]
 Name = Annotated[str, typer.Option("--model", "-m", help="Registered model's name.")]
+OBJECTIVE_HELP = "standard, blend, pgd, mixed, half, trades or fast (docs/training.md)."
+ARCHITECTURE_HELP = "compact-cnn, preactresnet-18, wideresnet-28-10, or torchvision:NAME such as torchvision:resnet18."
 Home = Annotated[Path | None, typer.Option(
     help="Folder for registry, runs and ledger.  [default: $REDOUBT_HOME or .redoubt]", show_default=False)]
 Tracking = Annotated[str, typer.Option(
@@ -52,14 +54,19 @@ def _parameters(home: Path | None, uri: str, **values):
 @app.command()
 def run(
     dataset: Dataset = "digits",
-    architecture: Annotated[str, typer.Option(help="compact-cnn or preactresnet-18.")] = "compact-cnn",
-    objective: Annotated[str, typer.Option(help="standard, blend, pgd, mixed or half.")] = "blend",
+    architecture: Annotated[str, typer.Option(help=ARCHITECTURE_HELP)] = "compact-cnn",
+    objective: Annotated[str, typer.Option(help=OBJECTIVE_HELP)] = "blend",
     epsilon: Epsilon = "0.1",
     norm: Norm = "Linf",
     epochs: Annotated[int, typer.Option(help="0 takes the default for objective, architecture and data.")] = 0,
     steps: Annotated[int, typer.Option(help="PGD steps of the attack in training.")] = 5,
-    lam: Annotated[float, typer.Option("--lambda", help="Weight of the adversarial term of `mixed`.")] = 1.0,
+    lam: Annotated[float, typer.Option(
+        "--lambda", help="Weight of the adversarial term of `mixed` and `trades`.")] = 1.0,
+    plugins: Annotated[str, typer.Option(
+        help='Additions as JSON: {"label_smoothing": 0.1, "patience": 5} (docs/training.md).')] = "{}",
     seed: Seed = 0,
+    start: Annotated[str, typer.Option(
+        help="Folder of a bundle whose weights training begins with; empty begins with random ones.")] = "",
     split_seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Fixes how the data is divided.",
                                             rich_help_panel="Data")] = 0,
     model_name: Name = "redoubt",
@@ -83,8 +90,8 @@ def run(
 
     folder, parameters = _parameters(
         home, uri, dataset=dataset, architecture=architecture, objective=objective, epsilon=epsilon, norm=norm,
-        epochs=epochs, steps=steps, lam=lam, seed=seed, split_seed=split_seed, model_name=model_name, data_dir=data_dir,
-        image_size=image_size, limit=limit, test_limit=test_limit, fpr=fpr,
+        epochs=epochs, steps=steps, lam=lam, plugins=plugins, seed=seed, start=start, split_seed=split_seed,
+        model_name=model_name, data_dir=data_dir, image_size=image_size, limit=limit, test_limit=test_limit, fpr=fpr,
     )
     raise typer.Exit(follow_run(parameters, folder))
 
@@ -255,8 +262,8 @@ def submit(
     namespace: Annotated[str, typer.Option(help="Profile namespace on a multi-user Kubeflow.")] = "",
     image: Annotated[str, typer.Option(help="The steps' image, best by digest.", show_default=False)] = "",
     dataset: Dataset = "fashion-mnist",
-    architecture: Annotated[str, typer.Option(help="compact-cnn or preactresnet-18.")] = "compact-cnn",
-    objective: Annotated[str, typer.Option(help="standard, blend, pgd, mixed or half.")] = "blend",
+    architecture: Annotated[str, typer.Option(help=ARCHITECTURE_HELP)] = "compact-cnn",
+    objective: Annotated[str, typer.Option(help=OBJECTIVE_HELP)] = "blend",
     epsilon: Epsilon = "0.1",
     norm: Norm = "Linf",
     epochs: Annotated[int, typer.Option(help="0 takes the default.")] = 0,

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from components.context import MARK, PROGRESS
+from components.context import CHECKPOINTS, MARK, PROGRESS
 from pipelines.parameters import RunParameters
 from redoubt.errors import RedoubtError
 
@@ -66,6 +66,7 @@ def follow(process: subprocess.Popen, folder: Path, event: Callable[[dict], None
 def execute(parameters: RunParameters, folder: Path) -> RunResult:
     """Run the pipeline in this process; output goes to wherever this process writes."""
     os.environ[PROGRESS] = str(folder / "progress.jsonl")
+    os.environ.setdefault(CHECKPOINTS, str(folder / "checkpoints"))   # a retraining run's next attempt finds it
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from kfp import local
 

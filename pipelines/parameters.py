@@ -7,11 +7,13 @@ import math
 from dataclasses import asdict, dataclass, fields
 
 from redoubt.errors import InvalidInput, one_of
+from redoubt.models.torchvision import is_name
 from redoubt.registry import check_model_name
 from redoubt.threat import NORMS, ThreatModel, dump_threats, load_threats, parse_epsilon
+from redoubt.training.plugins import load_plugins
 
-ARCHITECTURES = ("compact-cnn", "preactresnet-18")   # of redoubt.models, without its networks
-OBJECTIVES = ("blend", "half", "mixed", "pgd", "standard")
+ARCHITECTURES = ("compact-cnn", "preactresnet-18", "wideresnet-28-10")
+OBJECTIVES = ("blend", "fast", "half", "mixed", "pgd", "standard", "trades")
 LEAST_PICTURES = 400
 DATASETS = ("cifar10", "cifar100", "digits", "fashion-mnist", "mnist")
 
@@ -22,13 +24,16 @@ class RunParameters:
 
     Attributes:
         dataset: a named dataset, `folder:PATH` or `npz:PATH`.
-        architecture, objective: names; `standard` trains an undefended model and ignores the threat model.
+        architecture, objective: names, or `torchvision:NAME`; `standard` trains an undefended model and ignores
+            the threat model.
         norm, epsilon: the threat model that the run is for, epsilon in the [0, 1] pixel range.
         also: JSON list of further [norm, epsilon] pairs that the model must cover.
         epochs: 0 takes the default for objective, architecture and data.
         steps: PGD steps of the attack in training.
-        lam: weight of the adversarial term of `mixed`.
+        lam: weight of the adversarial term of `mixed` and `trades` (whose paper takes 6).
+        plugins: JSON object of what is added to the objective, see `redoubt.training.Plugins`.
         seed: fixes initialisation, order and attacks.
+        start: folder of a model version (a bundle) whose weights training begins with; empty begins with random ones.
         split_seed: fixes how the data is divided; versions of one name are compared on one division.
         data_checksum: what the prepared data's checksum must be; empty for any.
         model_name, tracking_uri: where the model is registered.
@@ -49,7 +54,9 @@ class RunParameters:
     epochs: int = 0
     steps: int = 5
     lam: float = 1.0
+    plugins: str = "{}"
     seed: int = 0
+    start: str = ""
     model_name: str = "redoubt"
     tracking_uri: str = ""
     cause: str = "manual"
@@ -66,11 +73,13 @@ class RunParameters:
     def __post_init__(self) -> None:
         if not self.dataset.startswith(("folder:", "npz:")):
             one_of(self.dataset, (*DATASETS, "folder:PATH", "npz:PATH"), "dataset")
-        one_of(self.architecture, ARCHITECTURES, "architecture")
+        if not is_name(self.architecture):
+            one_of(self.architecture, (*ARCHITECTURES, "torchvision:NAME"), "architecture")
         one_of(self.objective, OBJECTIVES, "objective")
         one_of(self.norm, NORMS, "norm")
         object.__setattr__(self, "epsilon", parse_epsilon(self.epsilon, norm=self.norm))
         load_threats(self.also)
+        load_plugins(self.plugins)
         for name in ("epochs", "seed", "split_seed", "parent", "image_size", "limit", "test_limit"):
             if getattr(self, name) < 0:
                 raise InvalidInput(f"{name} must not be negative, not {getattr(self, name)}")

@@ -28,7 +28,11 @@ class RegistryError(RedoubtError):
 
 
 class TrainingDiverged(RedoubtError):
-    """The training loss stopped being a finite number."""
+    """The training loss stopped being a finite number; `rows` are the numbers of the batch's pictures."""
+
+    def __init__(self, message: str, *, rows: list[int] | None = None):
+        super().__init__(message)
+        self.rows = rows or []
 
 
 def one_of(value: str, valid, what: str) -> str:

@@ -59,12 +59,19 @@ class ThreatModel:
     def __str__(self) -> str:
         return f"{self.norm} {self.epsilon:.4g}"
 
-    def project(self, delta: Tensor) -> Tensor:
-        """The nearest perturbation inside the ball. `delta` is [N, ...]; so is the result."""
+    def project(self, delta: Tensor, scale: Tensor | None = None) -> Tensor:
+        """The nearest perturbation inside the ball. `delta` is [N, ...]; so is the result.
+
+        `scale` ([N]) gives each image a ball of that multiple of epsilon, here and in `sample`.
+        """
         if self.norm == "Linf":
-            return delta.clamp(-self.epsilon, self.epsilon)
+            if scale is None:
+                return delta.clamp(-self.epsilon, self.epsilon)
+            bound = self.epsilon * _rows(scale, delta)
+            return torch.minimum(torch.maximum(delta, -bound), bound)
         length = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
-        return delta * _rows(torch.clamp(self.epsilon / length, max=1.0), delta)
+        epsilon = self.epsilon if scale is None else self.epsilon * scale
+        return delta * _rows(torch.clamp(epsilon / length, max=1.0), delta)
 
     def size(self, delta: Tensor) -> Tensor:
         """The norm of each perturbation: [N, ...] -> [N]."""
@@ -80,8 +87,12 @@ class ThreatModel:
         gradient = gradient / _rows(largest, gradient)
         return gradient / _rows(gradient.flatten(1).norm(dim=1).clamp_min(1e-12), gradient)
 
-    def sample(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, like: Tensor, generator: torch.Generator | None = None, scale: Tensor | None = None
+    ) -> Tensor:
         """Perturbations drawn uniformly from the ball, shaped as `like` ([N, ...])."""
+        if scale is not None:
+            return self.sample(like, generator) * _rows(scale, like)
         if self.norm == "Linf":
             noise = torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype)
             return (2 * noise - 1) * self.epsilon

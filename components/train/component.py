@@ -9,7 +9,7 @@ from components.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def train(
     data: Input[Dataset], model: Output[Model], metrics: Output[Metrics], architecture: str, objective: str,
-    norm: str, epsilon: float, also: str, epochs: int, steps: int, lam: float, seed: int,
+    norm: str, epsilon: float, also: str, epochs: int, steps: int, lam: float, plugins: str, seed: int, start: str,
 ):
     """Train a classifier, against every threat model that it is asked to cover."""
     from pathlib import Path
@@ -19,7 +19,8 @@ def train(
 
     with step("train") as progress:
         bundle = run(Path(data.path), Path(model.path), architecture=architecture, objective=objective, norm=norm,
-                     epsilon=epsilon, also=also, epochs=epochs, steps=steps, lam=lam, seed=seed, progress=progress)
+                     epsilon=epsilon, also=also, epochs=epochs, steps=steps, lam=lam, plugins=plugins, seed=seed,
+                     start=start, progress=progress)
     training = bundle.manifest["training"]
     model.metadata.update({"architecture": architecture, "objective": objective, "seed": seed,
                            "threats": bundle.manifest["threats"], "data_checksum": bundle.manifest["data"]["checksum"]})

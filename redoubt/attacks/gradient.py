@@ -2,7 +2,8 @@
 
 Each takes `x` [N, C, H, W] in [0, 1] and `y` [N], and returns inputs of the same shape. The gradient is taken with
 respect to the input alone, so that no weight gradient is ever computed. With `targeted=True`, `y` holds the classes to
-reach and the loss is descended. The caller puts the model into eval mode.
+reach and the loss is descended. The gradient attacks also take probabilities [N, K] for `y`: away from a distribution.
+The caller puts the model into eval mode.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ def default_alpha(threat: ThreatModel, steps: int) -> float:
     return 2.5 * threat.epsilon / max(steps, 1)
 
 
-def inside(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
-    """`x_adv` brought back into the ball round `x` and into [0, 1]."""
-    return (x + threat.project(x_adv - x)).clamp(0, 1)
+def inside(x: Tensor, x_adv: Tensor, threat: ThreatModel, scale: Tensor | None = None) -> Tensor:
+    """`x_adv` brought back into the ball round `x` and into [0, 1]; `scale` as in `ThreatModel.project`."""
+    return (x + threat.project(x_adv - x, scale)).clamp(0, 1)
 
 
 def fgsm(
@@ -60,6 +61,8 @@ def pgd(
     targeted: bool = False,
     momentum: float = 0.0,
     generator: torch.Generator | None = None,
+    start: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083).
 
@@ -69,6 +72,8 @@ def pgd(
         restarts: independent starts; of each image the one with the highest loss is returned.
         random_start: begin at a point drawn uniformly from the ball.
         momentum: decay of the accumulated gradient, as in `momentum_pgd`.
+        start: the perturbation [N, C, H, W] to begin at, instead of a drawn one.
+        scale: each image's multiple of epsilon and alpha, [N].
 
     Raises:
         InvalidInput: for fewer than one step or restart, or a step length that is not positive.
@@ -78,8 +83,11 @@ def pgd(
         raise InvalidInput(f"PGD needs steps >= 1, restarts >= 1 and alpha > 0, not {steps}, {restarts}, {alpha}")
     best, best_loss = None, None
     for _ in range(restarts):
-        start = threat.sample(x, generator) if random_start else torch.zeros_like(x)
-        x_adv = _climb(model, x, y, threat, (x + start).clamp(0, 1), steps, -alpha if targeted else alpha, momentum)
+        first = start
+        if first is None:
+            first = threat.sample(x, generator, scale) if random_start else torch.zeros_like(x)
+        x_adv = _climb(model, x, y, threat, (x + first).clamp(0, 1), steps, -alpha if targeted else alpha, momentum,
+                       scale)
         if restarts == 1:
             return x_adv
         loss = _loss_of_each(model, x_adv, y) * (-1 if targeted else 1)
@@ -92,15 +100,16 @@ def pgd(
     return best
 
 
-def _climb(model, x, y, threat, x_adv, steps, alpha, momentum) -> Tensor:
+def _climb(model, x, y, threat, x_adv, steps, alpha, momentum, scale=None) -> Tensor:
     direction = torch.zeros_like(x)
+    stride = alpha if scale is None else alpha * scale.view(-1, *[1] * (x.dim() - 1))
     for _ in range(steps):
         gradient = input_gradient(model, x_adv, y)
         if momentum:
             mean = gradient.abs().flatten(1).mean(1).clamp_min(torch.finfo(gradient.dtype).tiny)
             direction = momentum * direction + gradient / mean.view(-1, *[1] * (x.dim() - 1))
             gradient = direction
-        x_adv = inside(x, x_adv + alpha * threat.steepest(gradient), threat)
+        x_adv = inside(x, x_adv + stride * threat.steepest(gradient), threat, scale)
     return x_adv.detach()
 
 

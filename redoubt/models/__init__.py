@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from redoubt.errors import InvalidInput, one_of
 from redoubt.models.compact import CompactCNN
 from redoubt.models.preact import PreActResNet18
+from redoubt.models.torchvision import PREFIX, TorchvisionNetwork, is_name
+from redoubt.models.wide import WideResNet
 
-BODIES = {"compact-cnn": CompactCNN, "preactresnet-18": PreActResNet18}
+BODIES = {"compact-cnn": CompactCNN, "preactresnet-18": PreActResNet18, "wideresnet-28-10": WideResNet}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +22,7 @@ class Architecture:
     """All that is needed to build a network before its weights are read.
 
     Attributes:
-        name: a key of `BODIES`.
+        name: a key of `BODIES`, or `torchvision:` and the name of one of its classification networks.
         num_classes: how many logits, at least 2.
         channels: 1 for grey, 3 for colour.
         size: height and width in pixels, at least 8.
@@ -35,7 +37,8 @@ class Architecture:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        one_of(self.name, BODIES, "architecture")
+        if not is_name(self.name):
+            one_of(self.name, (*BODIES, f"{PREFIX}NAME"), "architecture")
         object.__setattr__(self, "mean", tuple(self.mean))
         object.__setattr__(self, "std", tuple(self.std))
         if self.num_classes < 2 or self.channels < 1 or self.size < 8:
@@ -66,9 +69,11 @@ class Classifier(nn.Module):
         shape = (1, architecture.channels, 1, 1)
         self.register_buffer("mean", torch.tensor(architecture.mean).view(shape))
         self.register_buffer("std", torch.tensor(architecture.std).view(shape))
-        self.body = BODIES[architecture.name](
-            channels=architecture.channels, size=architecture.size, num_classes=architecture.num_classes
-        )
+        shape = {"channels": architecture.channels, "size": architecture.size, "num_classes": architecture.num_classes}
+        if is_name(architecture.name):
+            self.body = TorchvisionNetwork(architecture.name.removeprefix(PREFIX), **shape)
+        else:
+            self.body = BODIES[architecture.name](**shape)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body((x - self.mean) / self.std)

@@ -1,7 +1,8 @@
-"""Training: objectives (`objectives`), their settings (`config`) and the loop (`loop`)."""
+"""Training: what is minimised (`objectives`), what is added (`plugins`), settings (`config`) and the loop (`loop`)."""
 
 from redoubt.training.config import TrainConfig, default_epochs
 from redoubt.training.loop import TrainResult, train
 from redoubt.training.objectives import OBJECTIVES
+from redoubt.training.plugins import Plugins, load_plugins
 
-__all__ = ["OBJECTIVES", "TrainConfig", "TrainResult", "default_epochs", "train"]
+__all__ = ["OBJECTIVES", "Plugins", "TrainConfig", "TrainResult", "default_epochs", "load_plugins", "train"]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from redoubt.errors import InvalidInput, one_of
 from redoubt.threat import ThreatModel, cover
 from redoubt.training.objectives import OBJECTIVES
+from redoubt.training.plugins import Plugins
 
 # Optimizer steps after which accuracy on Fashion-MNIST hardly rises any more, by whether the objective attacks.
-_STEPS = {"compact-cnn": (800, 1600), "preactresnet-18": (6000, 12000)}
+_STEPS = {"compact-cnn": (800, 1600)}
+_STEPS_LARGE = (6000, 12000)   # residual networks, and what comes from torchvision
 
 
 def default_epochs(objective: str, architecture: str, pictures: int, batch_size: int) -> int:
     """Epochs that give the usual number of optimizer steps for this objective and architecture; at least 1."""
-    steps = _STEPS[one_of(architecture, _STEPS, "architecture")][objective != "standard"]
+    steps = _STEPS.get(architecture, _STEPS_LARGE)[objective != "standard"]
     return max(1, math.ceil(steps / max(1, pictures // batch_size) - 0.5))
 
 
@@ -30,12 +32,13 @@ class TrainConfig:
         batch_size: pictures a step.
         learning_rate: the peak of a one-cycle schedule (Smith & Topin 2017, arXiv 1708.07120) over Adam.
         weight_decay: decoupled (AdamW).
-        steps: PGD steps of the attack in training.
+        steps: PGD steps of the attack in training; `fast` takes one, and these once it had to fall back to PGD.
         step_size: the attack's step length as a multiple of epsilon / steps.
-        lam: weight of the adversarial term in `mixed`.
+        lam: weight of the adversarial term in `mixed` and `trades` (whose paper takes 6).
         average: decay a step of the exponential average of the weights; 0 turns averaging off.
         seed: fixes initialisation, order and attack noise.
         precision: `auto` (bfloat16 arithmetic where it is quick, float32 otherwise), `float32` or `bfloat16`.
+        plugins: what is added to the objective.
     """
 
     objective: str = "blend"
@@ -50,6 +53,7 @@ class TrainConfig:
     average: float = 0.995
     seed: int = 0
     precision: str = "auto"
+    plugins: Plugins = field(default_factory=Plugins)
 
     def __post_init__(self) -> None:
         one_of(self.objective, OBJECTIVES, "objective")
@@ -57,6 +61,8 @@ class TrainConfig:
         object.__setattr__(self, "threats", cover(self.threats))
         if (self.objective == "standard") == bool(self.threats):
             raise InvalidInput("objective 'standard' takes no threat models, and every other needs at least one")
+        if self.objective == "standard" and (self.plugins.warmup or self.plugins.class_adaptive):
+            raise InvalidInput("warmup and class_adaptive change epsilon: objective 'standard' has none, take 'pgd'")
         for name, least in (("epochs", 1), ("batch_size", 1), ("steps", 1)):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                 raise InvalidInput(f"{name} must be a whole number, at least {least}, not {getattr(self, name)}")

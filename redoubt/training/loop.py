@@ -1,20 +1,25 @@
-"""The training loop: one process, seeded, deterministic on CPU."""
+"""The training loop: seeded, deterministic on CPU, the same under `torchrun` as alone."""
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from redoubt.attacks import pgd
-from redoubt.errors import TrainingDiverged
-from redoubt.evaluation.accuracy import accuracy, withstands_pgd
+from redoubt.errors import InvalidInput
+from redoubt.training.checkpoint import Keeper
 from redoubt.training.config import TrainConfig
-from redoubt.training.objectives import OBJECTIVES
+from redoubt.training.distributed import World
+from redoubt.training.objectives.fast import overfitted
+from redoubt.training.plugins import class_scale
+from redoubt.training.state import State
+from redoubt.training.step import Stepper
+from redoubt.training.syncnorm import share, unshare
+from redoubt.training.validate import validate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +29,10 @@ class TrainResult:
     Attributes:
         model: the chosen weights, in eval mode.
         history: one row for each validated epoch (all of them up to 20, else about 20): loss, clean and robust
-            validation accuracy, seconds.
+            validation accuracy, which weights they are of, seconds, images a second and seconds left. For `fast` also
+            `single_step_accuracy`, and `fallback: "pgd"` in the row after which single steps were given up.
         best_epoch: the epoch (from 1) whose weights were kept, by robust, else clean, validation accuracy.
-        seconds: wall time.
+        seconds: wall time, of earlier processes of a resumed run too.
     """
 
     model: nn.Module
@@ -50,6 +56,9 @@ def train(
     validation: tuple[Tensor, Tensor],
     config: TrainConfig,
     *,
+    start: dict[str, Tensor] | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 60.0,
     progress: Callable[[dict], None] = lambda row: None,
 ) -> TrainResult:
     """Train `model` in place and return its best weights.
@@ -57,91 +66,112 @@ def train(
     Args:
         train_data: float pictures [N, C, H, W] in [0, 1], and labels [N].
         validation: the same, for choosing the epoch. It never enters a gradient.
-        progress: called with each epoch's row.
+        start: weights to begin with, as of `model.state_dict()`: a warm start.
+        checkpoint: a file for the run's state, written every `checkpoint_seconds`; if it exists, the run goes on from
+            it. It is left where it is in the end.
+        progress: called with each validated epoch's row.
 
     Raises:
-        TrainingDiverged: when the loss stops being finite, naming the epoch and step.
+        InvalidInput: when `start` does not fit `model`.
+        TrainingDiverged: when the loss stops being finite, naming epoch, step and pictures.
+        ArtifactError: when `checkpoint` cannot be read, or belongs to another run.
     """
-    x_all, y_all = train_data
-    device = next(model.parameters()).device
-    generator = torch.Generator(device=device).manual_seed(config.seed)
-    order_generator = torch.Generator().manual_seed(config.seed)
+    world, device = World.current(), next(model.parameters()).device
+    _warm(model, start)
     model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    per_epoch = max(1, len(x_all) // config.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=per_epoch * config.epochs, pct_start=0.3
-    )
-    average = copy.deepcopy(model) if config.average else None
+    world.same_start(model)
+    if world.size > 1:
+        share(model)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")   # TF32 where float32 is left
+    per_epoch = max(1, len(train_data[0]) // config.batch_size)
+    state = State(model, config, per_epoch * config.epochs)
+    keeper = Keeper(checkpoint, state, train_data, every=checkpoint_seconds) if checkpoint else None
+    if keeper:
+        keeper.resume()
+    _epochs(state, _on_device(train_data, device), validation, per_epoch, world, keeper, progress)
+    unshare(model)
+    model.load_state_dict(state.best)
+    model.eval()
+    return TrainResult(model=model, history=state.history, best_epoch=state.best_epoch, seconds=state.seconds)
+
+
+def _epochs(state: State, data, validation, per_epoch: int, world: World, keeper: Keeper | None, progress) -> None:
+    config, device = state.config, next(state.model.parameters()).device
+    a, scale = config.plugins.class_adaptive, None
+    if a:
+        scale = class_scale(data[1].cpu(), a, int(data[1].max()) + 1).to(device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(config.precision, device))
-    start = time.perf_counter()
-    best, best_key, best_epoch, history, step = None, (-1.0, -1.0), 0, [], 0
+    stepper = Stepper(state, data, per_epoch * config.epochs, scale, world, autocast)
+    clock = _Clock(state, per_epoch, len(data[0]))
 
-    for epoch in range(1, config.epochs + 1):
-        total, order = 0.0, torch.randperm(len(x_all), generator=order_generator)
-        for i in range(per_epoch):
-            rows = order[i * config.batch_size : (i + 1) * config.batch_size]
-            x, y = x_all[rows].to(device), y_all[rows].to(device)
-            attack = _attack(model, config, step, generator)
-            model.train()
-            with autocast:
-                loss = OBJECTIVES[config.objective](model, x, y, attack, lam=config.lam)
-            value = loss.item()
-            if value != value or value in (float("inf"), float("-inf")):
-                raise TrainingDiverged(
-                    f"loss is {value} in epoch {epoch}, step {i + 1}: lower the learning rate "
-                    f"({config.learning_rate}) or set precision to float32"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            step += 1
-            total += value
-            if average is not None:
-                _update(average, model, min(config.average, (step + 1) / (step + 10)))
-        if epoch % max(1, config.epochs // 20) and epoch != config.epochs:
-            continue   # many short epochs: looking at each would cost more than training it
-        candidate = average if average is not None else model
-        row = _validate(candidate, validation, config, generator)
-        row = {"epoch": epoch, "loss": total / per_epoch, **row, "seconds": time.perf_counter() - start}
-        history.append(row)
-        progress(row)
-        key = (row.get("robust_accuracy", row["clean_accuracy"]), row["clean_accuracy"])
-        if key >= best_key:
-            best, best_key, best_epoch = copy.deepcopy(candidate.state_dict()), key, epoch
-    model.load_state_dict(best)
-    model.eval()
-    return TrainResult(model=model, history=history, best_epoch=best_epoch, seconds=time.perf_counter() - start)
+    def write() -> None:
+        if keeper and world.rank == 0:
+            stepper.look()   # a loss that is no number must not be written down as a state to go on from
+            clock.note()
+            keeper.write()
+
+    while state.epoch <= config.epochs:
+        order = state.shuffled(len(data[0]))
+        while state.position < per_epoch:
+            i = state.position * config.batch_size
+            stepper.step(order[i : i + config.batch_size])
+            state.advance()
+            if keeper and keeper.due():
+                write()
+        stepper.look()
+        # Of many short epochs only some are looked at: a look would cost more than the epoch.
+        if state.epoch % max(1, config.epochs // 20) == 0 or state.epoch == config.epochs:
+            row = _look(state, validation, per_epoch, world, clock)
+            if world.rank == 0:
+                progress(row)
+        state.next_epoch()
+        if config.plugins.patience and state.stale >= config.plugins.patience:
+            state.epoch = config.epochs + 1
+    write()
+    clock.note()
 
 
-def _attack(model: nn.Module, config: TrainConfig, step: int, generator: torch.Generator):
-    """The attack of this step: with several threat models they take turns (the average strategy of Tramer & Boneh)."""
-    if not config.threats:
-        return None
-    threat = config.threats[step % len(config.threats)]
-
-    def run(x: Tensor, y: Tensor) -> Tensor:
-        model.eval()
-        x_adv = pgd(model, x, y, threat, steps=config.steps, alpha=config.step_size * threat.epsilon / config.steps,
-                    generator=generator)
-        model.train()
-        return x_adv
-
-    return run
+def _look(state: State, validation, per_epoch: int, world: World, clock: _Clock) -> dict:
+    row, candidate = validate(state, validation, world)
+    row = {"epoch": state.epoch, "loss": state.total / per_epoch, **row, **clock.read()}
+    if state.config.objective == "fast" and not state.fallback and overfitted([*state.history, row]):
+        row["fallback"] = "pgd"
+    state.keep(row, candidate)
+    if "fallback" in row:
+        state.fall_back()
+    return row
 
 
-@torch.no_grad()
-def _update(average: nn.Module, model: nn.Module, decay: float) -> None:
-    for mean, now in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(now, 1 - decay)
-        else:
-            mean.copy_(now)
+class _Clock:
+    """Seconds so far, images a second in this process, and how long the rest will take."""
+
+    def __init__(self, state: State, per_epoch: int, n: int):
+        self.state, self.start, self.before, self.first = state, time.perf_counter(), state.seconds, state.step
+        self.total, self.images = per_epoch * state.config.epochs, min(state.config.batch_size, n)
+
+    def note(self) -> float:
+        self.state.seconds = self.before + time.perf_counter() - self.start
+        return self.state.seconds
+
+    def read(self) -> dict:
+        seconds = self.note()
+        rate = (self.state.step - self.first) / max(1e-9, seconds - self.before)
+        return {"seconds": seconds, "images_per_second": round(rate * self.images, 1),
+                "seconds_left": round((self.total - self.state.step) / rate, 1) if rate else 0.0}
 
 
-def _validate(model: nn.Module, data: tuple[Tensor, Tensor], config: TrainConfig, generator) -> dict:
-    model.eval()
-    row = {"clean_accuracy": accuracy(model, *data)}
-    stood = [withstands_pgd(model, *data, threat, steps=10, generator=generator) for threat in config.threats]
-    return {**row, "robust_accuracy": min(float(part.float().mean()) for part in stood)} if stood else row
+def _warm(model: nn.Module, start: dict[str, Tensor] | None) -> None:
+    if start is None:
+        return
+    try:
+        model.load_state_dict(start)
+    except RuntimeError as error:
+        raise InvalidInput(f"the weights to start with are of another architecture: {error}") from None
+
+
+def _on_device(data: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The training pictures on the GPU when they take less than half of what is free there, else where they are."""
+    if device.type == "cuda" and data[0].nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+        return tuple(part.to(device) for part in data)
+    return data

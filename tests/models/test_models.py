@@ -1,12 +1,14 @@
 """Architectures: any allowed shape runs, normalisation is inside, and impossible ones are refused."""
 
 import json
+import sys
 
 import pytest
 import torch
 
 from redoubt.errors import InvalidInput
 from redoubt.models import BODIES, Architecture, build
+from redoubt.models.wide import WideResNet
 
 
 def architecture(**changes):
@@ -14,7 +16,7 @@ def architecture(**changes):
     return Architecture(**(values | changes))
 
 
-@pytest.mark.parametrize("name", sorted(BODIES))
+@pytest.mark.parametrize("name", sorted(set(BODIES) - {"wideresnet-28-10"}))
 @pytest.mark.parametrize(("channels", "size", "classes"), [(1, 8, 2), (1, 28, 10), (3, 32, 100), (3, 9, 3), (1, 45, 5)])
 def test_every_shape_gives_finite_logits_and_gradients(name, channels, size, classes):
     shape = architecture(name=name, channels=channels, size=size, num_classes=classes,
@@ -39,6 +41,44 @@ def test_normalisation_is_inside_and_travels_with_the_weights():
 def test_preactresnet_has_the_published_size():
     model = build(architecture(name="preactresnet-18", channels=3, size=32, mean=(0.5,) * 3, std=(0.2,) * 3))
     assert sum(p.numel() for p in model.parameters()) == 11_172_170   # as in the fast_adversarial repository
+
+
+def test_wideresnet_has_the_published_size_and_shrunk_takes_every_shape():
+    shape = {"channels": 3, "size": 32, "num_classes": 10}
+    with torch.device("meta"):
+        wide = WideResNet(**shape)
+    assert sum(p.numel() for p in wide.parameters()) == 36_479_194   # as RobustBench counts it
+    for channels, size, classes in [(1, 8, 2), (3, 9, 3), (1, 28, 10)]:
+        small = WideResNet(channels=channels, size=size, num_classes=classes, depth=10, width=1).eval()
+        assert small(torch.rand(2, channels, size, size)).shape == (2, classes)
+
+
+@pytest.mark.parametrize(("name", "channels", "size"), [
+    ("resnet18", 1, 28), ("mobilenet_v3_small", 3, 32), ("squeezenet1_0", 1, 8), ("densenet121", 1, 32)])
+def test_torchvision_networks_are_adapted(name, channels, size):
+    shape = architecture(name=f"torchvision:{name}", channels=channels, size=size, num_classes=5,
+                         mean=(0.5,) * channels, std=(0.2,) * channels)
+    model, x = build(shape), torch.rand(2, *shape.input_shape, requires_grad=True)
+    assert all(module.training for module in model.modules())
+    model.eval()
+    (gradient,) = torch.autograd.grad(model(x).square().sum(), x)
+    assert model(x).shape == (2, 5)
+    assert gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+def test_what_torchvision_does_not_have_is_refused():
+    with pytest.raises(InvalidInput, match=r"no classification network 'resnet19': it has.*resnet18"):
+        build(architecture(name="torchvision:resnet19"))
+    with pytest.raises(InvalidInput, match=r"no classification network 'fcn_resnet50'"):
+        build(architecture(name="torchvision:fcn_resnet50"))
+    with pytest.raises(InvalidInput, match=r"unknown architecture 'torchvision:../x'"):
+        architecture(name="torchvision:../x")
+
+
+def test_without_torchvision_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(InvalidInput, match="needs torchvision: pip install torchvision"):
+        build(architecture(name="torchvision:resnet18"))
 
 
 def test_the_seed_decides_the_first_weights():

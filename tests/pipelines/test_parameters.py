@@ -17,7 +17,7 @@ from redoubt.training import OBJECTIVES
 @pytest.mark.parametrize("changes, message", [
     ({"dataset": "imagenet"}, "unknown dataset 'imagenet'.*digits.*fashion-mnist.*npz:PATH"),
     ({"architecture": "vgg"}, "unknown architecture 'vgg'.*compact-cnn, preactresnet-18"),
-    ({"objective": "magic"}, "unknown objective 'magic'.*blend, half, mixed, pgd, standard"),
+    ({"objective": "magic"}, "unknown objective 'magic'.*blend, fast, half, mixed, pgd, standard, trades"),
     ({"norm": "L1"}, "unknown norm 'L1'.*L2, Linf"),
     ({"epsilon": 0}, "above 0"),
     ({"epsilon": -0.1}, "above 0"),
@@ -34,6 +34,7 @@ from redoubt.training import OBJECTIVES
     ({"model_name": "it's"}, "model name"),
     ({"model_name": "a/b"}, "model name"),
     ({"fpr": 0.5}, "fpr"),
+    ({"plugins": '{"smoothing": 1}'}, "unknown plug-in smoothing: valid ones are class_adaptive"),
 ], ids=lambda value: str(value)[:30] if isinstance(value, dict) else "")
 def test_bad_values_are_refused(changes, message):
     with pytest.raises(InvalidInput, match=message):
