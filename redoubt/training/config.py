@@ -13,12 +13,13 @@ from redoubt.training.plugins import Plugins
 # Optimizer steps after which accuracy on Fashion-MNIST hardly rises any more, by whether the objective attacks.
 _STEPS = {"compact-cnn": (800, 1600)}
 _STEPS_LARGE = (6000, 12000)   # residual networks, and what comes from torchvision
+MOST_EPOCHS = 80   # of few pictures: more would only learn them by heart
 
 
 def default_epochs(objective: str, architecture: str, pictures: int, batch_size: int) -> int:
-    """Epochs that give the usual number of optimizer steps for this objective and architecture; at least 1."""
+    """Epochs that give the usual number of optimizer steps for this objective and architecture: 1 to `MOST_EPOCHS`."""
     steps = _STEPS.get(architecture, _STEPS_LARGE)[objective != "standard"]
-    return max(1, math.ceil(steps / max(1, pictures // batch_size) - 0.5))
+    return min(MOST_EPOCHS, max(1, math.ceil(steps / max(1, pictures // batch_size) - 0.5)))
 
 
 @dataclass(frozen=True, kw_only=True)
