@@ -27,8 +27,9 @@ WEAK, STRONG = 0.05, 0.2
 MIXTURES = ((64, 0.5), (64, 0.25), (128, 0.2), (256, 0.5), (256, 0.2), (512, 0.2))   # inputs, share of strong ones
 HEADER = ("champion", "change", "flagged", "harmless 64", "harmless 256", "retrain 64", "retrain 256")
 MIXED = ("champion", "campaign", "n", "estimate", "low", "matched", "answered")
-# Known to be taken for attacks by some champions: shown, with the others required not to start a retraining run.
-LIMITS = ("sign noise 0.2",)
+# Of one size and either sign everywhere, as one gradient step is: some champions take them for attacks. Shown with the
+# others, which must not start a retraining run.
+LIMITS = ("sign noise 0.2", "rows +-0.1, fixed", "columns +-0.1, fixed")
 
 
 def changes(x: torch.Tensor, levels: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
