@@ -29,13 +29,13 @@ class Verdicts:
 
 @dataclass(frozen=True, kw_only=True)
 class Strength:
-    """The measured strength of a campaign.
+    """The measured strength of a campaign: of all its inputs, or of the strongest sizeable group that stands apart.
 
     Attributes:
         norm: `Linf` or `L2`.
         estimate: epsilon, in that norm's unit over pixels in [0, 1].
         low, high: one-sided 99 % bounds of it, the bias between kinds of attack and half a lattice step included.
-        n: how many inputs stand behind it.
+        n: how many inputs were judged; a group that stands apart may be as small as 16 of them.
         harmless: the inputs look like noise or another change without malice; then the bounds mean nothing.
     """
 
