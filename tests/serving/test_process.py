@@ -64,9 +64,10 @@ def test_a_ledger_that_is_no_database(tmp_path, capsys):
         assert said.count("\n") == 1
 
 
-def test_one_home_has_one_server_and_sigkill_lets_it_go(tmp_path, capsys):
+def test_one_home_has_one_server_and_sigkill_lets_it_go(tmp_path, capsys, monkeypatch):
     home = tmp_path / "a home"
     runs = home / "runs.txt"
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)   # a second server would serve for ever
     ledger = Ledger(home / "ledger.db")
     ledger.ask(ledger.open_campaign("digits", "1", inputs=10, flagged=70), ThreatModel("Linf", 0.1), cool_down=0,
                daily_budget=1)
