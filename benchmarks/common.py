@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from redoubt.compute import processor
 from redoubt.data import Prepared, load_source, prepare
 
 
@@ -39,13 +38,7 @@ def arguments(description: str, **extra: dict) -> argparse.Namespace:
 
 def hardware() -> str:
     """Processor, cores, threads in use, GPU if there is one, and torch's version, in one line."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    parts = [name, f"{os.cpu_count()} cores", f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
+    parts = [processor(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
     if torch.cuda.is_available():
         parts.insert(0, torch.cuda.get_device_name())
     return ", ".join(parts)

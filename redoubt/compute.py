@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
+from pathlib import Path
+
 import torch
 
 _SMALL = 16   # pixels a side up to which one thread does a batch sooner than several do
@@ -20,3 +24,14 @@ def settle_threads(size: int) -> None:
     """
     if size <= _SMALL:
         torch.set_num_threads(1)
+
+
+def processor() -> str:
+    """The processor's name behind its number of cores, such as `2 x AMD EPYC`."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{os.cpu_count()} x {name}"

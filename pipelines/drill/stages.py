@@ -6,9 +6,6 @@ all, from the pictures.
 
 from __future__ import annotations
 
-import os
-import platform
-import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -23,8 +20,9 @@ from pipelines import local
 from pipelines.drill.measure import accuracies, correctness, oracle, recovery
 from pipelines.drill.options import DrillOptions
 from pipelines.drill.server import Server
+from pipelines.drill.timeline import watched
 from pipelines.traffic import accuracy_of, adversarial
-from redoubt.compute import settle_threads
+from redoubt.compute import processor, settle_threads
 from redoubt.data import Prepared
 from redoubt.errors import RedoubtError
 from redoubt.registry import Registry
@@ -63,7 +61,7 @@ class Drill:
         options = self.options
         self.result |= {
             "dataset": options.dataset, "attack": options.attack, "norm": options.norm,
-            "epsilon_true": options.epsilon, "seed": options.seed, "hardware": hardware(),
+            "epsilon_true": options.epsilon, "seed": options.seed, "hardware": processor(),
             "started": time.strftime("%Y-%m-%d %H:%M:%S"), "outcome": "failed", "failure": None, "stages": [],
             "accuracy": {}, "timeline": [], "events": [], "strength": None,
         }
@@ -73,7 +71,10 @@ class Drill:
         try:
             with self.stage("train the undefended champion"):
                 self.train_champion()
-            with Server(self.folder, MODEL, self.tracking_uri, cool_down_seconds=0) as self.server, self.watched():
+            with (
+                Server(self.folder, MODEL, self.tracking_uri, cool_down_seconds=0) as self.server,
+                watched(self.status, self.result["timeline"], self.started),
+            ):
                 for name, stage in (("clean traffic", self.clean_traffic), ("attack until the alarm", self.attack),
                                     ("retrain and swap", self.wait_for_swap), ("replay the old attack", self.replay),
                                     ("the same attacker goes on", self.go_on)):
@@ -273,38 +274,6 @@ class Drill:
         finally:
             row["seconds"] = round(time.time() - start, 1)
 
-    @contextmanager
-    def watched(self):
-        """Read the server's status twice a second, for the timeline."""
-        stop = threading.Event()
-
-        def read() -> None:
-            last = {"distinct": 0, "flagged": 0}
-            while not stop.wait(0.5):
-                try:
-                    status = self.status()
-                except RedoubtError:
-                    continue
-                now = status["monitor"] or last
-                seen = now["distinct"] - last["distinct"]
-                flagged = now["flagged"] - last["flagged"]
-                if seen < 0:   # another model, counted afresh
-                    seen, flagged = now["distinct"], now["flagged"]
-                self.result["timeline"].append({
-                    "t": round(time.time() - self.started, 2), "requests": status["requests"]["total"],
-                    "flagged_share": flagged / seen if seen else None,
-                    "statistic": now.get("statistic"), "threshold": now.get("threshold"),
-                })
-                last = now
-
-        thread = threading.Thread(target=read, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-
 
 def describe(row: dict) -> str:
     """A pipeline event as a few words."""
@@ -313,13 +282,3 @@ def describe(row: dict) -> str:
     facts = ", ".join(f"{key} {row[key]:.3f}" for key in ("loss", "clean_accuracy", "robust_accuracy") if key in row)
     return f"{row['step']} epoch {row.get('epoch')}: {facts}"
 
-
-def hardware() -> str:
-    """What this ran on, in a few words."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return f"{os.cpu_count()} x {name}"
