@@ -15,7 +15,7 @@ def test_the_page_holds_every_figure(tmp_path, evaluation, shown, read_page):
     for words in (
         "digits, version 3", "96.0 % of clean test images",
         "Under PGD-20 with perturbations up to L∞ 0.100 it is 66.0 %", "(63.0–69.0 %)",
-        "2 of 3 estimates", "amplified as stated", "dog (60 %)", "Confusion matrix", "emu",
+        "Estimates scatter round the line", "amplified as stated", "dog (60 %)", "Confusion matrix", "emu",
         "architecture.name", "compact-cnn", "Linf 0.1", "300 images, seed 0",
     ):
         assert words in page.text, words
