@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help install run test test-slow lint format bench compile clean
+.PHONY: help install run test test-slow lint format bench compile lock clean
 
 help:               ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,10 @@ bench: install      ## the small version of every benchmark
 
 compile: install    ## write the pipeline's IR YAML to build/pipeline.yaml
 	$(BIN)/python -m pipelines.cli compile build/pipeline.yaml
+
+lock: install       ## pin what the image is built from, in requirements/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python requirements/lock.py
 
 clean:              ## remove what runs left behind; the environment stays
 	rm -rf .redoubt build .pytest_cache .ruff_cache
