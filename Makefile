@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help install run test test-slow lint format bench compile lock clean
+.PHONY: help install run test test-slow lint format peers bench compile lock clean
 
 help:               ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -34,9 +34,13 @@ lint: install       ## check style
 format: install     ## mend what style can mend by itself
 	$(BIN)/python -m ruff check --fix .
 
-bench: install      ## the small version of every benchmark
-	for file in benchmarks/[a-z]*.py; do \
-	  case $$file in */common.py) ;; *) $(BIN)/python -m "benchmarks.$$(basename $$file .py)" --quick || exit 1 ;; esac; \
+peers:              ## the environment of the libraries that the training benchmark compares with
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/training.txt
+
+bench: install peers ## the small version of every benchmark
+	for file in $$(grep -l '__main__' benchmarks/[a-z]*.py) benchmarks/training; do \
+	  $(BIN)/python -m "benchmarks.$$(basename $$file .py)" --quick || exit 1; \
 	done
 
 compile: install    ## write the pipeline's IR YAML to build/pipeline.yaml

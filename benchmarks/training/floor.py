@@ -1,20 +1,18 @@
-"""What adversarial training costs. One section for each question; `--only NAME` answers just that one.
+"""A PGD-k step against its floor: k x (forward + input gradient) + one full forward and backward pass.
 
-floor: a PGD-k step against its floor, k x (forward + input gradient) + one full forward and backward pass, each timed
-    alone on the same model, batch, precision and device. The share floor / step should be 0.95 or more. `gradients` is
-    attack, loss and weight gradients, which the floor is the floor of; `step` adds the optimizer and the average.
+Each part is timed alone, on the same model, batch, precision and device. `gradients` is attack, loss and weight
+gradients, which the floor is the floor of; `step` adds the optimizer and the average of the weights.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import Report, arguments, table
+from benchmarks.common import Report, table
 from redoubt.compute import device
 from redoubt.models import Architecture, Classifier, build
 from redoubt.threat import ThreatModel
@@ -123,20 +121,3 @@ def floor(report: Report) -> None:
               "floor/gradients", "floor/step", "images/s")
     report.say(table(header, rows))
     report.figures["floor"] = [dict(zip(header, row, strict=True)) for row in rows]
-
-
-SECTIONS = {"floor": floor}
-
-
-def main() -> int:
-    args = arguments(__doc__, only={"choices": sorted(SECTIONS), "help": "one section instead of all"})
-    report = Report(args, "Adversarial training")
-    for name, section in SECTIONS.items():
-        if args.only in (None, name):
-            report.say(f"\n{name}")
-            section(report)
-    return report.close()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
