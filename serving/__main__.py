@@ -37,7 +37,7 @@ def serve(settings: Settings) -> int:
         app = create_app(settings)
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=20)
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
-        server = uvicorn.Server(config)
+        server = _Uvicorn(config)
         # For a signal before uvicorn listens to them; and uvicorn raises it again once it has shut down in order, which
         # must not look like a crash.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -49,6 +49,14 @@ def serve(settings: Settings) -> int:
         finally:
             app.state.server.stop()   # also where uvicorn did not come to the end of its lifespan
     return 0
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn that ends the live pages' feeds first: it would wait for them as for any answer under way."""
+
+    async def shutdown(self, sockets=None) -> None:
+        self.config.app.state.server.feed.close()
+        await super().shutdown(sockets)
 
 
 def _listen(host: str, port: int) -> socket.socket:

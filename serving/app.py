@@ -22,6 +22,7 @@ from serving.champion import Champions
 from serving.engine import LoadedModel
 from serving.images import decode_image
 from serving.launcher import Launcher
+from serving.live.routes import live_router
 from serving.problems import NotFound, NotReady, TooLarge
 from serving.server import Server
 from serving.settings import Settings
@@ -65,6 +66,7 @@ def create_app(
     _add_health(app, server)
     _add_models(app, server)
     _add_inference(app, server)
+    app.include_router(live_router(server.feed))
     return app
 
 

@@ -50,7 +50,11 @@ class Retrainer:
 
     def folder(self, request: RetrainRequest) -> Path:
         """Where the request's files lie."""
-        return self._settings.home / "retrains" / request.id
+        return self.folder_of(request.id)
+
+    def folder_of(self, request: str) -> Path:
+        """The same, by the request's id."""
+        return self._settings.home / "retrains" / request
 
     def _loop(self) -> None:
         self._tidy_all()

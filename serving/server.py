@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
 import time
 from dataclasses import asdict
 
+from torch import Tensor
+
+from redoubt.detection import Verdicts
 from redoubt.registry import Registry
 from serving.champion import ChampionFollower, Champions
 from serving.engine import Engine, LoadedModel
 from serving.home import take_home
 from serving.launcher import ChildProcessLauncher, Launcher, read_step
 from serving.ledger import Ledger, RetrainRequest
+from serving.live.feed import Feed
 from serving.problems import HomeUnusable, Problems
 from serving.retrainer import Retrainer
 from serving.settings import Settings
 from serving.watch import Watch
 
+log = logging.getLogger("redoubt.serving")
 _RETRAIN_FIELDS = (
     "id", "campaign", "norm", "epsilon", "state", "attempts", "reason", "version", "created_at", "finished_at",
     "next_attempt_at",
@@ -49,18 +55,19 @@ class Server:
             raise HomeUnusable(f"the ledger {settings.home / 'ledger.db'} cannot be opened: {error}") from None
         self.watch = Watch(settings, self.ledger, self.problems, self._request_made)
         self.engine = Engine(
-            threads=settings.threads, workers=settings.workers, problems=self.problems, observe=self.watch.observe
+            threads=settings.threads, workers=settings.workers, problems=self.problems, observe=self._observe
         )
         self.champion = ChampionFollower(
             registry or Registry(settings.tracking_uri, settings.model_name), self.engine, self.problems,
             folder=settings.home / "models" / settings.model_name, poll_seconds=settings.poll_seconds,
-            on_model=self.watch.on_model,
+            on_model=self._on_model,
         )
         self.retrainer = Retrainer(
             settings, self.ledger,
             launcher or ChildProcessLauncher(settings.retrain_command, timeout=settings.retrain_timeout_seconds),
             self.problems, self._request_finished,
         )
+        self.feed = Feed()
         self._stop = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name="tick", daemon=True)
         self._counting = threading.Lock()
@@ -121,6 +128,14 @@ class Server:
         step = read_step(self.retrainer.folder(request)) if request.state == "running" else None
         return {name: row[name] for name in _RETRAIN_FIELDS} | {"step": step}
 
+    def _observe(self, loaded: LoadedModel, x: Tensor, verdicts: Verdicts) -> None:
+        self.watch.observe(loaded, x, verdicts)
+        self.feed.observe(verdicts)
+
+    def _on_model(self, loaded: LoadedModel) -> None:
+        self.watch.on_model(loaded)
+        self.feed.forget()
+
     def _request_made(self) -> None:
         self.retrainer.wake()
 
@@ -133,4 +148,12 @@ class Server:
         while not self._stop.wait(1.0):
             began = time.monotonic()
             self.watch.tick()
+            self._show()
             self._stop.wait(max(0.0, time.monotonic() - began - 1))   # a slow disk is not asked more often
+
+    def _show(self) -> None:
+        """Make the live page's next frame. A page without a frame is no reason to stop the clock."""
+        try:
+            self.feed.make(self.status(), self.engine.current, self.retrainer.folder_of)
+        except (sqlite3.Error, OSError, ValueError) as error:
+            log.warning("the live page could not be brought up to date: %s", error)

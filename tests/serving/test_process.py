@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -156,7 +157,11 @@ def test_a_run_that_sigterm_interrupts_is_finished_once(tmp_path, mlflow_uri):
         status = second.get("/status").json()
         assert status["retrains"][0]["reason"] == "by script for Linf 0.1"
         assert [(c["id"], c["outcome"]) for c in status["campaigns"]] == [(campaign.id, "unanswered")]
-        assert second.end() == 0
+        with httpx.stream("GET", second.url + "/live/events", timeout=20, trust_env=False) as page:
+            assert next(page.iter_lines()) == "event: history"
+            began = time.monotonic()
+            assert second.end() == 0
+            assert time.monotonic() - began < 15   # uvicorn would have waited 20 s for an open page
     assert [line.split()[0] for line in runs()] == ["hang", "refused"]
     ledger.close()
 
