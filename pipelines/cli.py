@@ -106,6 +106,7 @@ def drill(
     seed: Seed = 0,
     oracle: Annotated[bool, typer.Option(help="Afterwards train a model with the true epsilon, to compare.")] = True,
     requests: Annotated[int, typer.Option(help="Requests of the same attacker after the swap.")] = 5000,
+    hold: Annotated[bool, typer.Option("--hold", help="Keep the live page open afterwards, until Ctrl-C.")] = False,
     data_dir: DataDir = "",
     limit: Annotated[int, typer.Option(help="Use only so many training pictures; 0 uses all.",
                                        rich_help_panel="Data")] = 0,
@@ -125,7 +126,7 @@ def drill(
         epsilon=parse_epsilon(epsilon, norm=norm) if epsilon else 0.0,
         seed=seed, oracle=oracle, requests=requests, data_dir=data_dir, limit=limit,
     )
-    raise typer.Exit(run_drill(options, home_folder(home)))
+    raise typer.Exit(run_drill(options, home_folder(home), hold=hold))
 
 
 @app.command()

@@ -38,7 +38,8 @@ class Server:
     def __enter__(self) -> Server:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen([sys.executable, "-m", "serving"], env=self._environment, stdout=log,
-                                            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+                                            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                                            start_new_session=True)   # Ctrl-C is for the drill, which stops it
         deadline = time.monotonic() + START_SECONDS
         while not self.client.is_ready():
             if self.process.poll() is not None or time.monotonic() > deadline:

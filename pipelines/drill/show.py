@@ -20,8 +20,12 @@ console = Console()
 MARKS = {"ok": "[green]✓[/]", "failed": "[red]✗[/]", "running": "[yellow]…[/]"}
 
 
-def run_drill(options: DrillOptions, home: Path) -> int:
-    """Run a drill with live progress, print its table, write its report. Returns the exit code."""
+def run_drill(options: DrillOptions, home: Path, *, hold: bool = False) -> int:
+    """Run a drill with live progress, print its table, write its report. Returns the exit code.
+
+    Args:
+        hold: before the server is stopped, wait for Ctrl-C, so that people can look at its page.
+    """
     folder = new_folder(home / "drills", options.dataset.split(":")[0])
     console.print(f"[bold]drill[/] {options.dataset}, {options.attack} at {options.threat}, seed {options.seed}: "
                   f"only the drill knows the epsilon", highlight=False)
@@ -33,13 +37,30 @@ def run_drill(options: DrillOptions, home: Path) -> int:
                 now["text"] = text
                 live.update(_stages(drill.result, now["text"]))
 
-            drill = Drill(options, folder, say)
+            drill = Drill(options, folder, say, page=_page, hold=_wait if hold else _go_on)
             result = drill.run()
             live.update(_stages(result, ""))
     else:
-        result = Drill(options, folder, _plain).run()
+        result = Drill(options, folder, _plain, page=_page, hold=_wait if hold else _go_on).run()
         console.print(_stages(result, ""))
     return finish(result, folder)
+
+
+def _page(url: str) -> None:
+    console.print(f"live page: {url}/", highlight=False)
+
+
+def _go_on(url: str) -> None:
+    """Without --hold the server stops as soon as the attack is over."""
+
+
+def _wait(url: str) -> None:
+    console.print(f"the live page stays open at {url}/ until Ctrl-C; the comparison follows then", highlight=False)
+    try:
+        while True:
+            time.sleep(1)
+    except KeyboardInterrupt:
+        console.print("going on", highlight=False)
 
 
 def _plain(stage: str, text: str) -> None:

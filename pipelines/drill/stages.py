@@ -46,6 +46,8 @@ class Drill:
     Attributes:
         folder: holds everything that the drill writes.
         say: called with (stage, text) as the drill goes on.
+        page: called with the address of the live page once the server answers.
+        hold: called with the same before the server is stopped; it may wait.
         result: grows from stage to stage; it is what the report shows, also after a failure.
     """
 
@@ -53,6 +55,8 @@ class Drill:
     folder: Path
     say: Callable[[str, str], None] = lambda stage, text: None
     result: dict = field(default_factory=dict)
+    page: Callable[[str], None] = lambda url: None
+    hold: Callable[[str], None] = lambda url: None
 
     def __post_init__(self) -> None:
         self.started = time.time()
@@ -75,11 +79,13 @@ class Drill:
                 Server(self.folder, MODEL, self.tracking_uri, cool_down_seconds=0) as self.server,
                 watched(self.status, self.result["timeline"], self.started),
             ):
-                for name, stage in (("clean traffic", self.clean_traffic), ("attack until the alarm", self.attack),
-                                    ("retrain and swap", self.wait_for_swap), ("replay the old attack", self.replay),
-                                    ("the same attacker goes on", self.go_on)):
-                    with self.stage(name):
-                        stage()
+                self.page(self.server.url)
+                try:
+                    self.serve()
+                except RedoubtError:
+                    self.hold(self.server.url)
+                    raise
+                self.hold(self.server.url)
             with self.stage("measure on the whole test split"):
                 self.measure()
             if self.options.oracle:
@@ -93,6 +99,14 @@ class Drill:
                                       "reason": str(error)}
         self.result["seconds"] = round(time.time() - self.started, 1)
         return self.result
+
+    def serve(self) -> None:
+        """The stages that need the server."""
+        for name, stage in (("clean traffic", self.clean_traffic), ("attack until the alarm", self.attack),
+                            ("retrain and swap", self.wait_for_swap), ("replay the old attack", self.replay),
+                            ("the same attacker goes on", self.go_on)):
+            with self.stage(name):
+                stage()
 
     # -- stages -------------------------------------------------------------------------------------------------
 

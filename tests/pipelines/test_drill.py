@@ -2,9 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 
+import httpx
 import pytest
 import torch
 
@@ -57,13 +60,26 @@ def test_a_failing_stage_is_named_and_the_report_still_written(tmp_path):
 
 
 def test_the_whole_loop_on_the_digits(tmp_path):
-    """A live model is attacked, notices, measures, retrains, promotes, swaps. Everything is real."""
+    """A live model is attacked, notices, measures, retrains, promotes, swaps. Everything is real.
+
+    The live page is held open until Ctrl-C.
+    """
     home = tmp_path / "a home"
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "drill", "--no-oracle", "--requests", "1500", "--home", str(home)],
-        capture_output=True, text=True, timeout=500, env=os.environ | {"COLUMNS": "120"},
+    drill = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", "drill", "--no-oracle", "--requests", "1500", "--hold", "--home",
+         str(home)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"COLUMNS": "120"},
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    limit = threading.Timer(500, drill.kill)
+    limit.start()
+    said = []
+    for line in drill.stdout:
+        said.append(line)
+        if line.startswith("the live page stays open at "):
+            assert "<title>Redoubt</title>" in httpx.get(line.split()[6], trust_env=False).text
+            drill.send_signal(signal.SIGINT)
+    assert drill.wait() == 0, "".join(said)[-3000:]
+    limit.cancel()
+    assert any(line.startswith("the live page stays open") for line in said)
     folder = next((home / "drills").iterdir())
     result = json.loads((folder / "result.json").read_text())
     assert result["outcome"] == "recovered"
