@@ -21,7 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 TORCH_CPU = "torch==2.13.0+cpu"   # newest CPU build that this project was built and run with
-EXTRAS = {"steps": "pipelines", "serving": "serving"}
+EXTRAS = {"steps": ("pipelines", "registry"), "serving": ("serving",)}
 OF_TORCH = re.compile(r"(torch|torchvision|triton|nvidia-|cuda-)")
 # What writes a model version and what reads it are the same version in both images.
 SHARED = ("torch", "numpy", "safetensors", "mlflow-skinny")
@@ -74,8 +74,9 @@ def main() -> int:
     """Write all five files."""
     upgrade = ["--upgrade"] if "--upgrade" in sys.argv[1:] else []
     torch, constraints = read("torch-gpu"), ""
-    for name, extra in EXTRAS.items():
-        found = resolve(["pyproject.toml", "--extra", extra, *upgrade], read(name) | torch, constraints=constraints)
+    for name, extras in EXTRAS.items():
+        wanted = ["pyproject.toml", *(f"--extra={extra}" for extra in extras)]
+        found = resolve([*wanted, *upgrade], read(name) | torch, constraints=constraints)
         if name == "steps":
             torch = {key: pin for key, pin in found.items() if OF_TORCH.match(key)}
             constraints = "\n".join(re.match(r"[^\s;]+", found[key])[0] for key in SHARED)

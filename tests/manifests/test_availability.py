@@ -1,0 +1,53 @@
+"""Selectors find their pods, replicas survive what a cluster does to them, and a changed setting rolls them."""
+
+import pytest
+from manifests_support import WITH_SERVING, documents, of_kind, pods, serving_pod
+
+DEPLOYED = [name for name in WITH_SERVING if name != "overlays/kserve"]
+
+
+@pytest.mark.parametrize("overlay", WITH_SERVING)
+def test_selectors_match_exactly_one_kind_of_pod(overlay):
+    templates = {name: labels for name, (labels, _) in pods(overlay).items()}
+    for kind in ("Service", "PodDisruptionBudget"):
+        for name, one in of_kind(overlay, kind).items():
+            wanted = one["spec"]["selector"].get("matchLabels", one["spec"]["selector"])
+            assert len([1 for labels in templates.values() if wanted.items() <= labels.items()]) == 1, f"{kind}/{name}"
+
+
+@pytest.mark.parametrize("overlay", DEPLOYED)
+def test_the_autoscaler_alone_says_how_many(overlay):
+    deployment = of_kind(overlay, "Deployment")["redoubt-serving"]
+    scaler = of_kind(overlay, "HorizontalPodAutoscaler")["redoubt-serving"]
+    assert "replicas" not in deployment["spec"]
+    assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert scaler["spec"]["minReplicas"] >= (1 if overlay == "overlays/dev" else 2)
+
+
+@pytest.mark.parametrize("overlay", WITH_SERVING)
+def test_pods_spread_and_outrank_runs(overlay):
+    pod = serving_pod(overlay)[1]
+    assert {one["topologyKey"] for one in pod["topologySpreadConstraints"]} == {
+        "kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+    assert of_kind(overlay, "PriorityClass")[pod["priorityClassName"]]["value"] > 0
+
+
+@pytest.mark.parametrize("overlay", WITH_SERVING)
+def test_settings_are_named_by_their_content(overlay):
+    names = [one["metadata"]["name"] for one in documents(overlay) if one["kind"] == "ConfigMap"]
+    used = serving_pod(overlay)[1]["containers"][0]["envFrom"][0]["configMapRef"]["name"]
+    assert used in names and used != "redoubt-serving"
+
+
+@pytest.mark.parametrize("overlay", ["overlays/dev", "overlays/kubeflow"])
+def test_the_registry_has_a_database_a_volume_and_names(overlay):
+    pod = pods(overlay)["StatefulSet/mlflow"][1]
+    (server,) = pod["containers"]
+    assert any(argument.startswith("--backend-store-uri=postgresql") for argument in server["args"])
+    hosts = next(argument for argument in server["args"] if argument.startswith("--allowed-hosts="))
+    assert "*" not in hosts.removeprefix("--allowed-hosts=").split(",")
+    database = pod["initContainers"][0]
+    assert database["restartPolicy"] == "Always" and database["args"] == ["-c", "listen_addresses="]
+    mounted = {mount["name"] for container in (server, database) for mount in container["volumeMounts"]}
+    claims = of_kind(overlay, "StatefulSet")["mlflow"]["spec"]["volumeClaimTemplates"]
+    assert {one["metadata"]["name"] for one in claims} <= mounted
