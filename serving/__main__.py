@@ -1,4 +1,4 @@
-"""`python -m serving`: read the settings, take the port, serve until SIGTERM."""
+"""`python -m serving`: read the settings, take the port, serve until SIGTERM. `python -m serving keys` manages keys."""
 
 from __future__ import annotations
 
@@ -7,23 +7,56 @@ import os
 import signal
 import socket
 import sys
+import threading
 
 import uvicorn
 
 from redoubt.errors import RedoubtError
 from serving.app import create_app
 from serving.settings import Settings, load_settings
+from serving.telemetry.logs import set_up
+
+_LONGEST_SHUTDOWN = 20   # seconds that requests under way are given
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until a signal; returns the exit code, 2 for a setting that is wrong, or a port or home that is taken."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    set_up("text")
     try:
-        settings = load_settings(sys.argv[1:] if arguments is None else arguments)
+        if arguments[:1] == ["keys"]:
+            from serving.security.command import keys
+
+            return keys(arguments[1:])
+        settings = load_settings(arguments)
+        set_up(settings.log_format)
         return serve(settings)
     except RedoubtError as error:
         print(f"serving: {error}", file=sys.stderr)
         return error.exit_code
+
+
+class _Uvicorn(uvicorn.Server):
+    """Serves on for a while after the first signal, not ready any more, so that balancers look elsewhere."""
+
+    def __init__(self, config: uvicorn.Config, redoubt, seconds: float):
+        super().__init__(config)
+        self._redoubt, self._seconds = redoubt, seconds
+
+    def handle_exit(self, sig: int, frame) -> None:
+        waiting = self._redoubt.draining
+        self._redoubt.draining = True
+        if self._seconds and not waiting:
+            timer = threading.Timer(self._seconds, super().handle_exit, (sig, frame))
+            timer.daemon = True
+            timer.start()
+        else:
+            super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets=None) -> None:
+        """End the live pages' feeds first: uvicorn would wait for them as for any answer under way."""
+        self._redoubt.feed.close()
+        await super().shutdown(sockets)
 
 
 def serve(settings: Settings) -> int:
@@ -35,28 +68,30 @@ def serve(settings: Settings) -> int:
         return 2
     with listener:
         app = create_app(settings)
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=20)
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
-        server = _Uvicorn(config)
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, timeout_graceful_shutdown=_LONGEST_SHUTDOWN, server_header=False,
+            proxy_headers=False, limit_concurrency=settings.max_connections, ws="none",
+            ssl_certfile=settings.tls_cert, ssl_keyfile=settings.tls_key,
+        )
+        server = _Uvicorn(config, app.state.server, settings.drain_seconds)
         # For a signal before uvicorn listens to them; and uvicorn raises it again once it has shut down in order, which
         # must not look like a crash.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+        try:
+            config.load()
+        except (OSError, ValueError) as error:   # a certificate that cannot be read
+            print(f"serving: the certificate {settings.tls_cert} cannot be used: {error}", file=sys.stderr)
+            app.state.server.stop()
+            return 2
         host, port = listener.getsockname()[:2]
-        print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        scheme = "https" if settings.tls_cert else "http"
+        print(f"listening on {scheme}://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
         try:
             server.run(sockets=[listener])
         finally:
             app.state.server.stop()   # also where uvicorn did not come to the end of its lifespan
     return 0
-
-
-class _Uvicorn(uvicorn.Server):
-    """uvicorn that ends the live pages' feeds first: it would wait for them as for any answer under way."""
-
-    async def shutdown(self, sockets=None) -> None:
-        self.config.app.state.server.feed.close()
-        await super().shutdown(sockets)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -67,7 +102,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(128)
+        listener.listen(1024)
     except OSError:
         listener.close()
         raise

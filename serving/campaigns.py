@@ -17,8 +17,8 @@ from torch import Tensor
 
 from redoubt.detection import Decision, Strength, all_clear, decide
 from redoubt.threat import ThreatModel, covered_epsilon, covers
-from serving.engine import LoadedModel
 from serving.ledger import UNFINISHED, Campaign, Ledger
+from serving.model import LoadedModel
 from serving.problems import Problems
 from serving.settings import Settings
 
@@ -40,7 +40,7 @@ class Campaigns:
         self._loaded: LoadedModel | None = None
         self.current: Campaign | None = ledger.running_campaign(settings.model_name)
         self._request = ledger.last_request(self.current) if self.current else None
-        self._evidence: deque[tuple[int, Tensor]] = deque(maxlen=settings.campaign_max_inputs)
+        self._evidence: deque[tuple[int, str, Tensor]] = deque(maxlen=settings.campaign_max_inputs)
         self._window: deque[bool] = deque(maxlen=settings.all_clear_inputs)
         self._begin_afresh()
 
@@ -68,20 +68,21 @@ class Campaigns:
         elif self._request is None or self._request.state not in UNFINISHED:
             self._close(self.current.outcome or "superseded", f"version {loaded.version} took over")
 
-    def see(self, flagged: bool, evidence: Tensor, *, alarm: bool, inputs: int) -> bool:
+    def see(self, flagged: bool, evidence: Tensor, *, alarm: bool, inputs: int, client: str = "") -> bool:
         """Take in one distinct input, in arrival order.
 
         Args:
             evidence: [K], the detector's evidence for this input.
             alarm: whether the monitor's statistic stands above its threshold.
             inputs: distinct inputs since the monitor began.
+            client: who sent it.
 
         Returns:
             True when this was the all-clear.
         """
         self._seen += 1
         if flagged:
-            self._evidence.append((self._seen, evidence.clone()))
+            self._keep(client, evidence)
             self._last_flagged = time.monotonic()
             self._unjudged += 1
         if self.current is None:
@@ -98,6 +99,15 @@ class Campaigns:
             self._unjudged = 0
             self._judge()
         return self._all_clear()
+
+    def _keep(self, client: str, evidence: Tensor) -> None:
+        """Keep one flagged input's evidence. One client's newest replace its oldest beyond its share, so that nobody
+        crowds out what the others' inputs say about the strength."""
+        share = self._settings.client_evidence
+        if share < self._evidence.maxlen and sum(who == client for _, who, _ in self._evidence) >= share:
+            oldest = next(i for i, (_, who, _) in enumerate(self._evidence) if who == client)
+            del self._evidence[oldest]
+        self._evidence.append((self._seen, client, evidence.clone()))
 
     def tick(self) -> bool:
         """What time alone brings about; call it about once a second. True when it brought the all-clear."""
@@ -141,7 +151,7 @@ class Campaigns:
         if self._request is not None and not self._came_to_nothing():
             return   # it has its request: strength and matched epsilon stay those that it was asked for
         self._owed = True   # until the ledger has taken it
-        strength = self._loaded.detector.campaign(torch.stack([row for _, row in self._evidence]))
+        strength = self._loaded.detector.campaign(torch.stack([row for _, _, row in self._evidence]))
         settings, bundle = self._settings, self._loaded.bundle
         decision = decide(
             strength, bundle.threats, floor=settings.epsilon_floor,

@@ -15,7 +15,8 @@ from typing import Protocol
 from redoubt.bundle import Bundle, open_bundle
 from redoubt.errors import ArtifactError, RedoubtError
 from redoubt.registry import Version
-from serving.engine import Engine, LoadedModel, load, version_key
+from serving.engine import Engine
+from serving.model import LoadedModel, load, version_key
 from serving.problems import Problems
 
 log = logging.getLogger("redoubt.serving")
@@ -48,6 +49,7 @@ class ChampionFollower:
         self._registry, self._engine, self._problems = registry, engine, problems
         self._folder, self._poll_seconds, self._on_model = folder, poll_seconds, on_model
         self._refused: tuple[str, float, float] | None = None   # key, when to try again, the wait after that
+        self._rejected: tuple[str, str] | None = None   # key, why
         self.swaps: deque[dict] = deque(maxlen=_SWAPS_KEPT)
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name="champion", daemon=True)
@@ -58,6 +60,11 @@ class ChampionFollower:
     def wake(self) -> None:
         """Look at the alias now: it is likely to have moved."""
         self._wake.set()
+
+    def reject(self, loaded: LoadedModel, reason: str) -> None:
+        """Go back to the version before, and leave this one alone until the alias names another; from any thread."""
+        self._rejected = (loaded.key, f"version {loaded.version} was rolled back: {reason}")
+        self.wake()
 
     def stop(self) -> None:
         self._stop.set()
@@ -78,6 +85,7 @@ class ChampionFollower:
     def look(self) -> None:
         """One look at the alias, and the swap if it names another version. For one thread at a time."""
         began = time.monotonic()
+        self._roll_back(began)
         try:
             champion = self._registry.champion()
         except RedoubtError as error:
@@ -90,11 +98,24 @@ class ChampionFollower:
             self._problems.note("champion", "the registry has no champion yet: train one and promote it")
             return
         key, current = version_key(str(champion.number), champion.run_id), self._engine.current
+        if self._rejected is not None and self._rejected[0] == key:
+            serving = f"; version {current.version} goes on" if current is not None else ""
+            self._problems.note("champion", self._rejected[1] + serving)
+            return
+        self._rejected = None
         if current is not None and current.key == key:
             self._refused = None
             self._problems.clear("champion")
         elif self._refused is None or self._refused[0] != key or time.monotonic() >= self._refused[1]:
             self._take_over(champion, key, began)
+
+    def _roll_back(self, began: float) -> None:
+        """Leave a version that does badly, whatever the registry says."""
+        current, previous = self._engine.current, self._engine.previous
+        if self._rejected is None or current is None or previous is None or current.key != self._rejected[0]:
+            return
+        log.error("%s", self._rejected[1])
+        self._swap(previous, began)
 
     def _take_over(self, champion: Version, key: str, began: float) -> None:
         try:
@@ -102,7 +123,9 @@ class ChampionFollower:
             if previous is not None and previous.key == key:
                 loaded = previous   # a rollback: it is still warm
             else:
-                loaded = load(self._bundle(champion, key), str(champion.number), champion.run_id)
+                loaded = load(
+                    self._bundle(champion, key), str(champion.number), champion.run_id, device=self._engine.device
+                )
         except (RedoubtError, OSError) as error:
             last_wait = self._refused[2] if self._refused and self._refused[0] == key else self._poll_seconds / 2
             wait = min(2 * last_wait, _LONGEST_WAIT)
@@ -123,16 +146,18 @@ class ChampionFollower:
         try:
             remembered = self._remembered()
             version, run_id = remembered["version"], remembered["run_id"]
-            loaded = load(open_bundle(self._folder / version_key(version, run_id)), version, run_id)
+            loaded = load(
+                open_bundle(self._folder / version_key(version, run_id)), version, run_id, device=self._engine.device
+            )
         except (KeyError, TypeError, OSError, RedoubtError):
             return
         self._swap(loaded, began)
 
     def _swap(self, loaded: LoadedModel, began: float) -> None:
         self._engine.swap(loaded)
-        self._on_model(loaded)
         seconds = time.monotonic() - began
         self.swaps.append({"version": loaded.version, "at": time.time(), "seconds": seconds})
+        self._on_model(loaded)
         self._refused = None
         self._problems.clear("champion")
         if loaded.detector is None:

@@ -1,133 +1,84 @@
-"""Computes predictions and verdicts with whatever model is current, and swaps models without dropping a request."""
+"""The current model, the threads that compute with it, and how models are swapped without losing a request."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from redoubt.bundle import Bundle
-from redoubt.detection import Detector, Verdicts
-from redoubt.errors import ArtifactError
-from redoubt.models import Classifier
-from serving.problems import NotReady, Problems
+from redoubt.detection import Verdicts
+from serving.batcher import Batcher, Job
+from serving.model import LoadedModel, Prediction, predict
+from serving.probation import Probation
+from serving.problems import NotFound, NotReady, Problems
+from serving.settings import Settings
 
 log = logging.getLogger("redoubt.serving")
-CHUNK = 256   # inputs a forward pass; bounds the memory that one request can take
-_WARM_UP = (1, 32)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadedModel:
-    """A version in memory. Everything that an answer depends on travels in this one reference.
+class Seen:
+    """A batch that was answered, for those who watch.
 
     Attributes:
-        version: its number in the registry.
-        run_id: the registry's id of the run that made it: another registry's version may have the same number.
-        detector: None for a version without one.
-        loaded_at: unix seconds.
+        loaded: the version that answered.
+        x: [N, C, H, W].
+        predicted: classes, [N].
+        verdicts: None when the version has no detector or it failed.
+        jobs: the requests, in the order of their inputs.
+        seconds: that the batch took to compute.
     """
 
-    version: str
-    bundle: Bundle
-    model: Classifier
-    detector: Detector | None
-    run_id: str = ""
-    loaded_at: float = field(default_factory=time.time)
+    loaded: LoadedModel
+    x: Tensor
+    predicted: np.ndarray
+    verdicts: Verdicts | None
+    jobs: list[Job]
+    seconds: float
 
     @property
-    def key(self) -> str:
-        """What tells it from every other version, of this registry and of others; a folder's name."""
-        return version_key(self.version, self.run_id)
+    def clients(self) -> list[str]:
+        """Who sent each of the N inputs."""
+        return [job.client for job in self.jobs for _ in range(len(job))]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What the model and its detector say about N inputs.
-
-    Attributes:
-        version: the version that answered.
-        probabilities: [N, K].
-        verdicts: None when the version has no detector or it failed.
-    """
-
-    version: str
-    probabilities: Tensor
-    verdicts: Verdicts | None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Named outputs of the protocol, first dimension N."""
-        named = {"label": self.probabilities.argmax(1), "probabilities": self.probabilities}
-        if self.verdicts is not None:
-            named |= {
-                "is_adversarial": self.verdicts.is_adversarial,
-                "instance_score": self.verdicts.score,
-                "strength": self.verdicts.strength,
-                "strength_interval": torch.stack([self.verdicts.low, self.verdicts.high], 1),
-            }
-        return named
-
-
-def version_key(version: str, run_id: str) -> str:
-    """A folder's name for a version: its number and the beginning of its run's id."""
-    return f"{version}-{run_id[:12]}"
-
-
-def load(bundle: Bundle, version: str, run_id: str = "") -> LoadedModel:
-    """Bring a verified bundle into memory and run it once, so that its first request is as fast as the rest.
-
-    Raises:
-        ArtifactError: when model or detector cannot be loaded, or do not answer sensibly.
-    """
-    try:
-        model = bundle.model().requires_grad_(False)
-        detector = Detector.load(bundle.folder, model) if bundle.has_detector else None
-        loaded = LoadedModel(version=version, run_id=run_id, bundle=bundle, model=model, detector=detector)
-        shape = bundle.architecture.input_shape
-        for n in _WARM_UP:
-            x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(n))
-            probabilities = _probabilities(loaded, x)
-            if probabilities.shape != (n, len(bundle.classes)) or not probabilities.isfinite().all():
-                raise ArtifactError(f"it does not answer with {len(bundle.classes)} finite probabilities")
-            if detector is not None:
-                detector.assess(x)
-    except Exception as error:   # whatever a bad folder makes torch raise
-        raise ArtifactError(f"version {version} cannot be served: {error}") from error
-    return loaded
-
-
-def _probabilities(loaded: LoadedModel, x: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return torch.cat([loaded.model(part) for part in x.split(CHUNK)]).softmax(1)
+    def labels(self) -> list[np.ndarray]:
+        """The classes of each request."""
+        ends = np.cumsum([len(job) for job in self.jobs])[:-1]
+        return np.split(self.predicted, ends)
 
 
 class Engine:
-    """The current model and the threads that compute with it.
+    """The model that answers and the queue in front of it.
 
     Args:
-        threads: torch threads within one operation.
-        workers: requests computed at a time.
-        observe: called with (loaded model, inputs, verdicts) after each assessed request, in the computing thread.
+        observe: called with each answered batch, in a computing thread.
+        convicted: called as (version, reason) when a new champion errs or slows and should be rolled back.
     """
 
     def __init__(
-        self, *, threads: int, workers: int, problems: Problems,
-        observe: Callable[[LoadedModel, Tensor, Verdicts], None],
+        self, settings: Settings, problems: Problems, observe: Callable[[Seen], None],
+        convicted: Callable[[LoadedModel, str], None] = lambda *_: None,
     ):
-        self._problems, self._observe = problems, observe
+        self._settings, self._problems, self._observe, self._convicted = settings, problems, observe, convicted
         self._current: LoadedModel | None = None
         self.previous: LoadedModel | None = None
-        torch.set_num_threads(threads)
-        self._pool = ThreadPoolExecutor(workers, "compute", initializer=lambda: torch.set_num_threads(threads))
         self._swapping = threading.Lock()
+        self._probation = Probation(settings.probation_seconds, slow_factor=settings.slow_factor)
+        self._notes = threading.local()
+        self.device = _device(settings.device)
+        self.batcher = Batcher(
+            self._compute, self._answered, workers=settings.workers, threads=settings.threads,
+            batch_inputs=settings.batch_inputs, delay=settings.batch_delay_ms / 1000,
+            queue_inputs=settings.queue_inputs,
+        )
+
+    # -- models -------------------------------------------------------------------------------------------------
 
     @property
     def current(self) -> LoadedModel | None:
@@ -145,36 +96,104 @@ class Engine:
             raise NotReady(str(self._problems) or "the model is still being loaded")
         return loaded
 
+    def find(self, version: str | None) -> LoadedModel:
+        """The model that answers, or the version that was named.
+
+        Raises:
+            NotReady: while there is none.
+            NotFound: when that version is not served.
+        """
+        loaded = self.require()
+        if version in (None, loaded.version):
+            return loaded
+        previous = self.previous
+        if self._settings.serve_previous and previous is not None and previous.version == version:
+            return previous
+        raise NotFound(f"version {version} is not served: version {loaded.version} is")
+
+    def versions(self) -> list[str]:
+        """The versions that a request may name."""
+        served = [self._current, self.previous if self._settings.serve_previous else None]
+        return list(dict.fromkeys(loaded.version for loaded in served if loaded is not None))
+
     def swap(self, loaded: LoadedModel) -> None:
-        """Answer with `loaded` from now on; requests under way finish with the model that they began with."""
+        """Answer with `loaded` from now on; requests under way finish with the model that they were read for."""
         with self._swapping:
-            self.previous, self._current = self._current, loaded
+            if self._current is not None:
+                self.previous = self._current
+            self._current = loaded
+            self._probation.begin(loaded, self.previous)
 
-    async def run(self, work: Callable[..., Any], *args) -> Any:
-        """Do `work` in a computing thread, first come, first served; the event loop stays free."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
+    # -- answering ----------------------------------------------------------------------------------------------
 
-    def predict(self, loaded: LoadedModel, x: Tensor) -> Prediction:
-        """Probabilities and verdicts for x [N, C, H, W] in [0, 1]; the verdicts go to the watch. Blocks."""
-        probabilities = _probabilities(loaded, x)
+    async def predict(
+        self, loaded: LoadedModel, x: Tensor, *, client: str = "", deadline: float | None = None,
+        request_id: str = "",
+    ) -> Prediction:
+        """Probabilities and verdicts for x [N, C, H, W] in [0, 1].
+
+        Args:
+            deadline: on the monotonic clock; the settings' bound when None.
+            request_id: under which feedback may name the answer.
+
+        Raises:
+            Busy, Expired, NotReady: when it cannot be computed in time.
+        """
+        until = time.monotonic() + self._settings.request_timeout_seconds if deadline is None else deadline
+        return await self.batcher.ask(Job(loaded, x, client, until, request_id))
+
+    def _compute(self, loaded: LoadedModel, x: Tensor) -> Prediction:
+        began = time.perf_counter()
+        loaded, probabilities = self._probabilities(loaded, x)
         verdicts = None
-        if loaded.detector is not None:
+        if loaded.detector is not None and self._settings.detection:
             try:
-                verdicts = _assess(loaded.detector, x)
-                self._observe(loaded, x, verdicts)
+                verdicts = loaded.assess(x)
                 self._problems.clear("detector")
             except Exception as error:   # a fault of the guard must not become a fault of the service
                 log.exception("assessing inputs failed")
                 self._problems.note("detector", f"version {loaded.version}: {type(error).__name__}: {error}")
-        return Prediction(version=loaded.version, probabilities=probabilities, verdicts=verdicts)
+        self._notes.verdicts, self._notes.seconds = verdicts, time.perf_counter() - began
+        reason = self._probation.judge(loaded, len(x), self._notes.seconds)
+        if reason:
+            self._convicted(loaded, reason)
+        return predict(loaded, probabilities, verdicts)
+
+    def _probabilities(self, loaded: LoadedModel, x: Tensor) -> tuple[LoadedModel, Tensor]:
+        """What the model says; what the one before says, where a new champion fails and it takes the same inputs."""
+        try:
+            probabilities = loaded.probabilities(x)
+            if not torch.isfinite(probabilities).all():
+                raise FloatingPointError("its answer is not finite")
+            return loaded, probabilities
+        except Exception as error:
+            fallback = self.previous
+            if loaded is not self._current or fallback is None or not _alike(fallback, loaded):
+                raise
+            log.warning("version %s failed on a batch, version %s answers: %s", loaded.version, fallback.version, error)
+            reason = self._probation.erred(loaded, error)
+            if reason:
+                self._convicted(loaded, reason)
+            return fallback, fallback.probabilities(x)
+
+    def _answered(self, prediction: Prediction, x: Tensor, jobs: list[Job]) -> None:
+        notes = self._notes
+        self._observe(Seen(
+            loaded=prediction.loaded, x=x, predicted=prediction.outputs["label"], verdicts=notes.verdicts, jobs=jobs,
+            seconds=notes.seconds,
+        ))
 
     def stop(self) -> None:
         """Finish what is queued and end the threads."""
-        self._pool.shutdown(wait=True)
+        self.batcher.stop()
 
 
-def _assess(detector: Detector, x: Tensor) -> Verdicts:
-    parts = [detector.assess(part) for part in x.split(CHUNK)]
-    if len(parts) == 1:
-        return parts[0]
-    return Verdicts(**{name: torch.cat([getattr(part, name) for part in parts]) for name in parts[0].__dict__})
+def _alike(one: LoadedModel, other: LoadedModel) -> bool:
+    return (
+        one is not other and one.bundle.architecture.input_shape == other.bundle.architecture.input_shape
+        and one.bundle.classes == other.bundle.classes
+    )
+
+
+def _device(name: str) -> torch.device:
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)

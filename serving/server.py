@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
@@ -9,19 +10,23 @@ import threading
 import time
 from dataclasses import asdict
 
-from torch import Tensor
-
-from redoubt.detection import Verdicts
 from redoubt.registry import Registry
 from serving.champion import ChampionFollower, Champions
-from serving.engine import Engine, LoadedModel
+from serving.engine import Engine, Seen
+from serving.feedback import Feedback
 from serving.home import take_home
 from serving.launcher import ChildProcessLauncher, Launcher, read_step
 from serving.ledger import Ledger, RetrainRequest
 from serving.live.feed import Feed
-from serving.problems import HomeUnusable, Problems
+from serving.model import LoadedModel
+from serving.problems import HomeUnusable, NotFound, Problems
+from serving.quarantine import Quarantine
 from serving.retrainer import Retrainer
+from serving.security import Access, Audit
 from serving.settings import Settings
+from serving.telemetry.events import Differences, Webhook
+from serving.telemetry.metrics import Metrics
+from serving.telemetry.traces import Traces
 from serving.watch import Watch
 
 log = logging.getLogger("redoubt.serving")
@@ -40,10 +45,12 @@ class Server:
 
     Raises:
         HomeUnusable: when the home folder or its ledger cannot be used, or another server holds it.
+        InvalidInput: when the settings would let strangers in, or need a library that is missing.
     """
 
     def __init__(self, settings: Settings, *, registry: Champions | None = None, launcher: Launcher | None = None):
         self.settings, self.problems = settings, Problems()
+        self.access, self.traces = Access(settings), Traces(settings.traces)
         # A registry that is down should be noticed within a poll or two, not after minutes of MLflow's own retries.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -53,10 +60,12 @@ class Server:
         except (OSError, sqlite3.Error) as error:
             self._home.close()
             raise HomeUnusable(f"the ledger {settings.home / 'ledger.db'} cannot be opened: {error}") from None
+        self.draining, self.admission = False, None   # the HTTP layer sets both
+        self._stop, self._counting = threading.Event(), threading.Lock()
+        self._total = self._failed = 0
+        self._watchers()
         self.watch = Watch(settings, self.ledger, self.problems, self._request_made)
-        self.engine = Engine(
-            threads=settings.threads, workers=settings.workers, problems=self.problems, observe=self._observe
-        )
+        self.engine = Engine(settings, self.problems, self._observe, self._convicted)
         self.champion = ChampionFollower(
             registry or Registry(settings.tracking_uri, settings.model_name), self.engine, self.problems,
             folder=settings.home / "models" / settings.model_name, poll_seconds=settings.poll_seconds,
@@ -67,17 +76,39 @@ class Server:
             launcher or ChildProcessLauncher(settings.retrain_command, timeout=settings.retrain_timeout_seconds),
             self.problems, self._request_finished,
         )
-        self.feed = Feed()
-        self._stop = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name="tick", daemon=True)
-        self._counting = threading.Lock()
-        self._total = self._failed = 0
+
+    def _watchers(self) -> None:
+        """Those who only look on and tell."""
+        settings = self.settings
+        self.metrics, self.feed = Metrics(self._present), Feed()
+        self.audit = Audit(settings.home / "audit.jsonl")
+        self.feedback = Feedback(settings.feedback_memory)
+        self.quarantine = self.webhook = None
+        self._differences = Differences()
+        if settings.quarantine:
+            self.quarantine = Quarantine(
+                settings.home / "quarantine", most=settings.quarantine_count, most_bytes=settings.quarantine_bytes,
+                seconds=settings.quarantine_hours * 3600,
+                count=lambda result: self.metrics.quarantined.labels(result).inc(),
+                fault=lambda text: self._note("quarantine", text),
+            )
+        if settings.webhook_url:
+            self.webhook = Webhook(
+                settings.webhook_url, settings.webhook_secret, source=f"redoubt/{settings.model_name}",
+                capacity=settings.webhook_queue, count=lambda result: self.metrics.events.labels(result).inc(),
+            )
+
+    # -- life ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start every thread; the first model is loaded in the background."""
         self.champion.start()
         if self.settings.retrain:
             self.retrainer.start()
+        for helper in (self.quarantine, self.webhook):
+            if helper is not None:
+                helper.start()
         self._ticker.start()
 
     def stop(self) -> None:
@@ -93,28 +124,131 @@ class Server:
         if self._ticker.is_alive():
             self._ticker.join(timeout=5)
         self.engine.stop()
+        for helper in (self.quarantine, self.webhook, self.traces):
+            if helper is not None:
+                helper.stop()
         self.ledger.close()
         self._home.close()
 
-    def count(self, failed: bool) -> None:
+    # -- what happens -------------------------------------------------------------------------------------------
+
+    def count(self, status: int) -> None:
         """Count one answered inference request."""
         with self._counting:
             self._total += 1
-            self._failed += failed
+            self._failed += status >= 500 and status not in (503, 504)
+
+    def _observe(self, seen: Seen) -> None:
+        """Tell everybody who watches about one computed batch; in a computing thread."""
+        flags = strengths = None
+        if seen.verdicts is not None:
+            self.watch.observe(seen.loaded, seen.x, seen.verdicts, seen.clients)
+            self.feed.observe(seen.verdicts)
+            flags, strengths = seen.verdicts.is_adversarial.numpy(), seen.verdicts.strength.numpy()
+        self.metrics.batch(len(seen.x), seen.seconds, flags, strengths)
+        for job, labels in zip(seen.jobs, seen.labels(), strict=True):
+            self.feedback.remember(job.request_id, job.client, seen.loaded, labels)
+        if self.quarantine is not None and flags is not None:
+            for row in flags.nonzero()[0].tolist():
+                self.quarantine.put(
+                    seen.x[row].numpy(), version=seen.loaded.version, strength=float(strengths[row]),
+                    score=float(seen.verdicts.score[row]), label=int(seen.predicted[row]), client=seen.clients[row],
+                )
+
+    def _on_model(self, loaded: LoadedModel) -> None:
+        self.watch.on_model(loaded)
+        self.feed.forget()
+        self.feedback.on_model(loaded)
+        if self.champion.swaps:
+            self.metrics.swap.observe(self.champion.swaps[-1]["seconds"])
+
+    def _convicted(self, loaded: LoadedModel, reason: str) -> None:
+        self.metrics.rollbacks.inc()
+        self.champion.reject(loaded, reason)
+
+    def _request_made(self) -> None:
+        self.retrainer.wake()
+
+    def _request_finished(self, request: RetrainRequest) -> None:
+        self.watch.refresh()
+        if request.state == "promoted":
+            self.champion.wake()
+
+    def _note(self, part: str, fault: str | None) -> None:
+        if fault is None:
+            self.problems.clear(part)
+        else:
+            self.problems.note(part, fault)
+
+    def _tick(self) -> None:
+        while not self._stop.wait(1.0):
+            began = time.monotonic()
+            self.watch.tick()
+            with contextlib.suppress(sqlite3.Error):   # the watch has noted it; what is told is told late, not lost
+                self._tell()
+            self._show()
+            self._stop.wait(max(0.0, time.monotonic() - began - 1))   # a slow disk is not asked more often
+
+    def _show(self) -> None:
+        """Make the live page's next frame. A page without a frame is no reason to stop the clock."""
+        try:
+            self.feed.make(self.status(), self.engine.current, self.retrainer.folder_of)
+        except (sqlite3.Error, OSError, ValueError) as error:
+            log.warning("the live page could not be brought up to date: %s", error)
+
+    def _tell(self) -> None:
+        """Events about what changed since the last look, and faults that only a look shows."""
+        accuracy = self.feedback.status()
+        if accuracy and accuracy["lost"]:
+            self.problems.note("accuracy", "labels say that it fell below what the champion's report promises")
+        else:
+            self.problems.clear("accuracy")
+        if self.webhook is not None:
+            self._note("webhook", self.webhook.fault)
+        events = self._differences.look(
+            self.watch.campaigns_status(), [asdict(row) for row in self.ledger.requests()], list(self.champion.swaps)
+        )
+        for kind, row in events:
+            if kind == "campaign.closed":
+                self.metrics.campaigns.labels(row["outcome"] or "none").inc()
+            elif kind in ("retrain.promoted", "retrain.refused", "retrain.failed"):
+                self.metrics.retrains.labels(row["state"]).inc()
+            if self.webhook is not None:
+                self.webhook.send(kind, row)
+
+    # -- how it stands ------------------------------------------------------------------------------------------
+
+    def check_name(self, name: str) -> None:
+        """Raises NotFound for another model than the one that is served."""
+        if name != self.settings.model_name:
+            raise NotFound(f"there is no model {name!r} here: this server has {self.settings.model_name!r}")
+
+    def told(self) -> str:
+        """How much of a verdict clients are told."""
+        return "none" if self.settings.policy == "shadow" else self.settings.verdict_detail
 
     def status(self) -> dict:
         """What `/status` shows, as JSON values; times are unix seconds."""
+        self.engine.batcher.settle()
         loaded = self.engine.current
+        campaigns = self.watch.campaigns_status()
         return {
-            "ready": loaded is not None,
+            "ready": loaded is not None and not self.draining,
             "problem": str(self.problems) or None,
+            "problems": self.problems.current(),
             "champion": None if loaded is None else self._champion(loaded),
             "monitor": self.watch.monitor_status(),
-            "campaigns": self.watch.campaigns_status(),
+            "campaigns": campaigns,
             "retrains": [self._retrain(request) for request in self.ledger.requests()],
             "swaps": list(self.champion.swaps),
             "requests": {"total": self._total, "failed": self._failed},
+            "queue": {"inputs": self.engine.batcher.depth, "in_flight": self._in_flight()},
+            "feedback": self.feedback.status(campaign=any(row["state"] == "open" for row in campaigns)),
+            "policy": self.settings.policy,
         }
+
+    def _in_flight(self) -> int:
+        return self.admission.requests if self.admission else 0
 
     def _champion(self, loaded: LoadedModel) -> dict:
         threats = [{"norm": threat.norm, "epsilon": threat.epsilon} for threat in loaded.bundle.threats]
@@ -128,32 +262,15 @@ class Server:
         step = read_step(self.retrainer.folder(request)) if request.state == "running" else None
         return {name: row[name] for name in _RETRAIN_FIELDS} | {"step": step}
 
-    def _observe(self, loaded: LoadedModel, x: Tensor, verdicts: Verdicts) -> None:
-        self.watch.observe(loaded, x, verdicts)
-        self.feed.observe(verdicts)
-
-    def _on_model(self, loaded: LoadedModel) -> None:
-        self.watch.on_model(loaded)
-        self.feed.forget()
-
-    def _request_made(self) -> None:
-        self.retrainer.wake()
-
-    def _request_finished(self, request: RetrainRequest) -> None:
-        self.watch.refresh()
-        if request.state == "promoted":
-            self.champion.wake()
-
-    def _tick(self) -> None:
-        while not self._stop.wait(1.0):
-            began = time.monotonic()
-            self.watch.tick()
-            self._show()
-            self._stop.wait(max(0.0, time.monotonic() - began - 1))   # a slow disk is not asked more often
-
-    def _show(self) -> None:
-        """Make the live page's next frame. A page without a frame is no reason to stop the clock."""
-        try:
-            self.feed.make(self.status(), self.engine.current, self.retrainer.folder_of)
-        except (sqlite3.Error, OSError, ValueError) as error:
-            log.warning("the live page could not be brought up to date: %s", error)
+    def _present(self) -> dict:
+        """What the metrics' gauges show."""
+        loaded, monitor = self.engine.current, self.watch.monitor_status() or {}
+        epsilons = [threat.epsilon for threat in loaded.bundle.threats if threat.norm == "Linf"] if loaded else []
+        return {
+            "queue_depth": self.engine.batcher.depth, "in_flight": self._in_flight(),
+            "monitor_statistic": monitor.get("statistic"), "monitor_threshold": monitor.get("threshold"),
+            "accuracy_statistic": (self.feedback.status() or {}).get("statistic"),
+            "campaign_active": self.watch.campaign_open(), "ready": loaded is not None and not self.draining,
+            "champion": (loaded.version, f"{max(epsilons, default=0):g}") if loaded else None,
+            "faults": sorted(self.problems.current()),
+        }

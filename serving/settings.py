@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 import sys
+from ipaddress import ip_network
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from redoubt.detection.matching import CEILING, FLOOR, MINIMUM, RATIO
@@ -38,17 +40,86 @@ class Settings(BaseSettings):
     # -- HTTP
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one and prints it")
+    tls_cert: Path | None = Field(None, description="Certificate chain (PEM) for https; with REDOUBT_TLS_KEY")
+    tls_key: Path | None = Field(None, description="Private key (PEM) of the certificate")
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Largest request body in bytes; more gets 413")
     max_batch: int = Field(512, ge=1, description="Most inputs in one request")
     max_image_side: int = Field(
         4096, ge=8, description="Largest width or height in pixels of an uploaded picture, read before decoding"
     )
+    max_connections: int = Field(2048, ge=1, description="Most connections at a time; more get 503")
+    max_in_flight: int = Field(512, ge=1, description="Inference requests between arrival and answer; more get 429")
+    max_in_flight_bytes: int = Field(
+        256 * 2**20, ge=1024, description="Bytes of their bodies together; a body of unknown length counts in full"
+    )
+    request_timeout_seconds: float = Field(
+        30.0, gt=0, le=3600, description="Longest that a request may take; the parameter `timeout` may ask for less"
+    )
+    drain_seconds: float = Field(
+        0.0, ge=0, le=600, description="After SIGTERM, seconds of serving while not ready, so that balancers notice"
+    )
 
     # -- computing
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     threads: int = Field(1, ge=1, le=256, description="torch threads within one operation")
     workers: int = Field(
-        1, ge=1, le=64, description="Requests computed at a time; with one, the monitor sees strict arrival order"
+        1, ge=1, le=64, description="Batches computed at a time; with one, the monitor sees strict arrival order"
     )
+    batch_inputs: int = Field(64, ge=1, le=4096, description="Inputs after which a batch of several requests is full")
+    batch_delay_ms: float = Field(
+        2.0, ge=0, le=1000, description="Longest that a batch waits for company under load; a lone request never waits"
+    )
+    queue_inputs: int = Field(2048, ge=1, description="Inputs that may wait for a computing thread; more get 429")
+    detection: bool = Field(True, description="False answers without verdicts: nothing is watched")
+
+    # -- swaps
+    serve_previous: bool = Field(
+        False, description="The champion before may be asked for by its version, too: it may be the weaker one"
+    )
+    probation_seconds: float = Field(
+        300.0, ge=0, description="After a swap: a champion that errs or slows within them is rolled back; 0 is never"
+    )
+    slow_factor: float = Field(3.0, gt=1, description="Times the old computing time that make a new champion too slow")
+
+    # -- verdicts
+    policy: Literal["flag", "block", "shadow"] = Field(
+        "flag", description="Flagged inputs: flag answers with the verdict, block refuses (403), shadow tells nobody"
+    )
+    verdict_detail: Literal["exact", "rounded", "verdict", "none"] = Field(
+        "rounded", description="How much of a verdict clients are told; exact scores help who attacks the detector"
+    )
+
+    # -- who may do what
+    keys_file: Path | None = Field(None, description="API keys' hashes; empty means HOME/keys.json when that exists")
+    trusted_proxy: bool = Field(
+        False, description="A proxy in front decides who may come: other hosts than loopback without keys are allowed"
+    )
+    proxies: list[str] = Field(
+        default_factory=list, description="Networks (JSON list of CIDRs) whose X-Forwarded-For is believed"
+    )
+    oidc_issuer: str = Field("", description="Issuer whose bearer tokens are taken beside API keys; needs PyJWT")
+    oidc_audience: str = Field("", description="Audience that a token must carry; needed with an issuer")
+    oidc_roles_claim: str = Field("roles", description="Claim of a token that lists its roles")
+    rate_limit: float = Field(0.0, ge=0, description="Requests a second for each client; 0 is no limit")
+    rate_burst: float = Field(0.0, ge=0, description="Requests that a client may make at once; 0 is two seconds' worth")
+    client_evidence: int = Field(
+        256, ge=1, description="Flagged inputs of one client that count for a campaign's strength"
+    )
+
+    # -- feedback and quarantine
+    feedback_memory: int = Field(100_000, ge=1, description="Inputs whose predictions are remembered for feedback")
+    quarantine: bool = Field(False, description="Keep flagged inputs in HOME/quarantine for people to look at")
+    quarantine_count: int = Field(1000, ge=1, description="Most flagged inputs kept; the oldest goes first")
+    quarantine_bytes: int = Field(256 * 2**20, ge=4096, description="Most bytes of them")
+    quarantine_hours: float = Field(24.0 * 7, gt=0, description="Hours that one is kept")
+
+    # -- telling others
+    log_format: Literal["text", "json"] = Field("text", description="text for people, json for machines")
+    access_log: bool = Field(False, description="One line a request")
+    traces: bool = Field(False, description="OpenTelemetry spans; OTEL_EXPORTER_OTLP_ENDPOINT says where they go")
+    webhook_url: str = Field("", description="Where CloudEvents of alarms, retraining and promotions are posted")
+    webhook_secret: SecretStr = Field(SecretStr(""), description="Key of the HMAC-SHA256 that signs each event")
+    webhook_queue: int = Field(1000, ge=1, description="Events that wait for delivery; beyond, the oldest is dropped")
 
     # -- alarm and campaigns
     alarm_run_length: float = Field(
@@ -89,6 +160,13 @@ class Settings(BaseSettings):
     backoff_seconds: float = Field(30.0, ge=0, description="Wait after the first failed attempt; doubles each time")
     retrain_timeout_seconds: float = Field(6 * 3600.0, gt=0, description="Longest that one attempt may run")
 
+    @field_validator("proxies")
+    @classmethod
+    def _networks(cls, proxies: list[str]) -> list[str]:
+        for network in proxies:
+            ip_network(network)
+        return proxies
+
     @field_validator("model_name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
@@ -103,6 +181,14 @@ class Settings(BaseSettings):
             raise ValueError(f"epsilon_floor {self.epsilon_floor} is above epsilon_ceiling {self.epsilon_ceiling}")
         if self.campaign_min_inputs > self.campaign_max_inputs:
             raise ValueError("campaign_min_inputs is above campaign_max_inputs")
+        if self.client_evidence < self.campaign_min_inputs:
+            raise ValueError("client_evidence is below campaign_min_inputs: one client alone could never be judged")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together: give both or neither")
+        if bool(self.oidc_issuer) != bool(self.oidc_audience):
+            raise ValueError("oidc_issuer and oidc_audience go together: give both or neither")
+        if self.webhook_url and not self.webhook_url.startswith(("http://", "https://")):
+            raise ValueError("webhook_url must begin with http:// or https://")
         object.__setattr__(self, "home", self.home.expanduser().absolute())
         if not self.tracking_uri:
             chosen = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home / 'mlflow.db'}"

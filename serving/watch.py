@@ -11,8 +11,8 @@ from torch import Tensor
 
 from redoubt.detection import Monitor, RecentInputs, Verdicts
 from serving.campaigns import Campaigns
-from serving.engine import LoadedModel
 from serving.ledger import Ledger
+from serving.model import LoadedModel
 from serving.problems import Problems
 from serving.settings import Settings
 
@@ -46,20 +46,27 @@ class Watch:
             self._begin_afresh()
             self._guarded(self._campaigns.on_model, loaded)
 
-    def observe(self, loaded: LoadedModel, x: Tensor, verdicts: Verdicts) -> None:
-        """Take in the verdicts on x [N, C, H, W]; those of a version that no longer serves are left aside."""
+    def observe(self, loaded: LoadedModel, x: Tensor, verdicts: Verdicts, clients: list[str] | None = None) -> None:
+        """Take in the verdicts on x [N, C, H, W]; those of a version that no longer serves are left aside.
+
+        Args:
+            clients: who sent each of the N inputs; nobody in particular when None.
+        """
         flags = verdicts.is_adversarial.tolist()
         with self._lock:
             if loaded is not self._loaded or self._monitor is None:
                 return
             self._inputs += len(x)
-            for pixels, flagged, evidence in zip(x.numpy(), flags, verdicts.evidence, strict=True):
+            senders = clients or [""] * len(x)
+            for pixels, flagged, evidence, client in zip(x.numpy(), flags, verdicts.evidence, senders, strict=True):
                 if not self._recent.is_new(pixels):
                     continue
                 self._distinct += 1
                 self._flagged += flagged
                 alarm = self._monitor.update(flagged)
-                if self._guarded(self._campaigns.see, flagged, evidence, alarm=alarm, inputs=self._distinct):
+                if self._guarded(
+                    self._campaigns.see, flagged, evidence, alarm=alarm, inputs=self._distinct, client=client
+                ):
                     self._monitor.reset()
 
     def tick(self) -> None:
@@ -92,6 +99,10 @@ class Watch:
                 "statistic": statistic, "threshold": self._monitor.threshold, "inputs": self._inputs,
                 "distinct": self._distinct, "flagged": self._flagged, "null_rate": self._monitor.null_rate,
             }
+
+    def campaign_open(self) -> bool:
+        """Whether a campaign is running."""
+        return self._campaigns.current is not None
 
     def campaigns_status(self) -> list[dict]:
         """Newest first, the running one with its latest count."""

@@ -11,8 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from redoubt.detection import Verdicts
-from serving.engine import LoadedModel
 from serving.live.history import Counters, History
+from serving.model import LoadedModel
 
 BINS = 24
 _ROWS = 50   # of campaigns, retraining runs and swaps that a page shows

@@ -78,11 +78,27 @@ def other_model(digits):
     return build(Architecture(name="compact-cnn", num_classes=10, channels=1, size=8, mean=(0.3,), std=(0.4,))).eval()
 
 
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory) -> Path:
+    """An untrained model without a detector, for tests that only need an answer: nothing is fitted for it."""
+    torch.manual_seed(5)
+    model = build(Architecture(name="compact-cnn", num_classes=10, channels=1, size=8, mean=(0.3,), std=(0.4,))).eval()
+    folder = tmp_path_factory.mktemp("untrained")
+    write_bundle(folder, model, classes=[f"digit {n}" for n in range(10)], threats=())
+    return folder
+
+
+@pytest.fixture
+def light(untrained) -> FolderRegistry:
+    """A registry whose champion is the untrained version 1."""
+    return FolderRegistry({1: untrained}, 1)
+
+
 def quick_settings(home: Path, **changes) -> Settings:
     """Settings for a server that waits for nothing."""
     values = {
         "model_name": "digits", "home": home, "poll_seconds": 0.05, "cool_down_seconds": 0,
-        "backoff_seconds": 0.05, "retrain_command": [sys.executable, str(CHILD)], **changes,
+        "backoff_seconds": 0.05, "verdict_detail": "exact", "retrain_command": [sys.executable, str(CHILD)], **changes,
     }
     return Settings(**values)
 

@@ -16,8 +16,8 @@ from redoubt.detection import Strength, Verdicts
 from redoubt.errors import RegistryError
 from redoubt.registry import Version
 from redoubt.threat import ThreatModel
-from serving.engine import LoadedModel
 from serving.ledger import Ledger
+from serving.model import LoadedModel
 from serving.problems import Problems
 from serving.watch import Watch
 

@@ -122,6 +122,8 @@ def test_other_bad_requests(limited):
         (client.post(IMAGE, content=b"x", headers={"content-type": "multipart/form-data"}), 400),
         (client.post(IMAGE, content=b"x", headers={"content-type": "multipart/form-data; boundary=b"}), 400),
         (client.post(INFER, json=tensor(), headers={"inference-header-content-length": "10"}), 400),
+        (client.post(INFER, json=tensor(), headers={"inference-header-content-length": "-1"}), 400),
+        (client.post(INFER, json=tensor(), headers={"content-encoding": "gzip"}), 415),
         (client.get(INFER), 405),
         (client.get("/v2/models/digits/versions/9"), 404),
         (client.get("/v2/models/letters/ready"), 404),
@@ -181,7 +183,7 @@ def test_a_client_that_goes_away_is_no_failure(limited, caplog):
 
 def test_a_fault_of_ours_says_no_more_than_that(live, registry, monkeypatch):
     running = live(registry)
-    monkeypatch.setattr("serving.app.protocol.encode", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("serving.protocol.encode", lambda *_, **__: 1 / 0)
     got = running.infer(torch.zeros(1, 1, 8, 8))
     assert (got.status_code, got.json()) == (500, {"error": "internal error"})
     assert running.status()["requests"] == {"total": 1, "failed": 1}

@@ -40,7 +40,8 @@ def test_pixels_arrive_exactly(nested, datatype):
     [
         (b"", "not JSON"),
         (b"{", "not JSON"),
-        (b"[" * 100_000, "not JSON"),
+        (b"[" * 100_000, "more parts"),
+        (b"[" * 2_000, "not JSON"),
         (b"[]", "JSON object"),
         (b"{}", "`inputs`"),
         (body(inputs=[]), "one tensor"),
@@ -50,7 +51,7 @@ def test_pixels_arrive_exactly(nested, datatype):
         (body(outputs=[{"name": "colour"}]), "probabilities"),
         (body(outputs=[{"name": []}]), "`outputs`"),
         (body(outputs=[{"name": "label"}] * 2), "at most once"),
-        (body(outputs=[{"name": "label"}] * 10_000), "at most once"),
+        (body(outputs=[{"name": "label"}] * 2_000), "at most once"),
         (body(tensor={"name": "x"}), "its input is 'input'"),
         (body(tensor={"datatype": "INT64"}), "FP32 in"),
         (body(tensor={"datatype": None}), "FP32 in"),
@@ -103,8 +104,10 @@ def test_missing_data_is_named():
 
 def test_only_wanted_outputs_are_returned():
     request = decode(body(outputs=[{"name": "label"}]))
-    tensors = {"label": torch.tensor([3, 4]), "probabilities": torch.rand(2, 10)}
-    answer = protocol.encode(tensors, request, model_name="m", version="1")
+    tensors = {"label": np.array([3, 4]), "probabilities": np.random.rand(2, 10)}
+    text, json_length = protocol.encode(tensors, request, model_name="m", version="1")
+    answer = json.loads(text)
+    assert json_length is None
     assert answer["outputs"] == [{"name": "label", "datatype": "INT64", "shape": [2], "data": [3, 4]}]
 
 

@@ -1,0 +1,1 @@
+"""What the server tells about itself: metrics, history, logs, traces, and events for others."""

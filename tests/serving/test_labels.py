@@ -1,0 +1,189 @@
+"""Feedback, the policy for flagged inputs, and the quarantine."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from serving_support import wait_until
+
+from redoubt.errors import InvalidInput
+from serving.feedback import Feedback
+from serving.quarantine import Quarantine
+
+FEEDBACK = "/v2/models/digits/feedback"
+
+
+def version(folder, key: str = "1", accuracy: float | None = 0.9, low: float = 0.88):
+    if accuracy is not None:
+        (folder / "report.json").write_text(json.dumps({"clean_accuracy": accuracy, "clean_low": low}))
+    return SimpleNamespace(key=key, bundle=SimpleNamespace(folder=folder, classes=list("abcdefghij")))
+
+
+@pytest.fixture
+def feedback(tmp_path):
+    made = Feedback(1000)
+    made.on_model(version(tmp_path))
+    return made
+
+
+def label(feedback, loaded, n: int, wrong: int) -> None:
+    for i in range(n):
+        feedback.remember(f"r{i}", "ann", loaded, np.array([3]))
+        assert feedback.take(f"r{i}", [4 if i * 37 % 100 < wrong else 3]) == "counted"
+
+
+def test_accuracy_as_recorded_is_no_loss(feedback):
+    label(feedback, feedback._loaded, 3000, 10)
+    status = feedback.status()
+    assert status["accuracy"] == pytest.approx(0.9)
+    assert (status["lost"], status["finding"]) == (False, None)
+
+
+def test_accuracy_that_fell_is_noticed_and_named_by_what_goes_on(feedback):
+    label(feedback, feedback._loaded, 600, 35)
+    assert feedback.status(campaign=True)["finding"] == "attack"
+    assert feedback.status(campaign=False)["finding"] == "shift"
+
+
+def test_each_answer_is_labelled_once_and_by_its_shape(feedback):
+    feedback.remember("a", "ann", feedback._loaded, np.array([1, 2, 3]))
+    for labels, says in (([1], "3 inputs"), ([1, 2, 10], "0 to 9"), ([1, 2, -1], "0 to 9")):
+        with pytest.raises(InvalidInput, match=says):
+            feedback.take("a", labels)
+    assert feedback.take("a", [1, None, 4]) == "counted"
+    assert feedback.take("a", [1, 2, 3]) == "unknown"
+    assert (feedback.status()["labels"], feedback.status()["wrong"]) == (2, 1)
+
+
+def test_an_id_that_two_clients_used_is_nobodys(feedback):
+    feedback.remember("a", "ann", feedback._loaded, np.array([1]))
+    feedback.remember("a", "eve", feedback._loaded, np.array([2]))
+    feedback.remember("a", "ann", feedback._loaded, np.array([1]))
+    assert feedback.take("a", [1]) == "unknown"
+
+
+def test_answers_of_another_version_and_old_ones_do_not_count(feedback, tmp_path):
+    feedback.remember("a", "ann", feedback._loaded, np.array([1]))
+    feedback.on_model(version(tmp_path, key="2"))
+    assert feedback.take("a", [1]) == "stale"
+    for i in range(1500):
+        feedback.remember(f"r{i}", "ann", feedback._loaded, np.array([1]))
+    assert feedback.take("r0", [1]) == "unknown"
+    assert feedback.take("r1499", [1]) == "counted"
+
+
+@pytest.mark.parametrize("report", [None, "{", '{"clean_accuracy": 90, "clean_low": 88}', '{"clean_accuracy": 0.3}'])
+def test_without_a_usable_record_labels_are_only_counted(tmp_path, report):
+    if report is not None:
+        (tmp_path / "report.json").write_text(report)
+    feedback = Feedback(10)
+    loaded = version(tmp_path, accuracy=None)
+    feedback.on_model(loaded)
+    label(feedback, loaded, 50, 100)
+    assert (feedback.status()["accuracy"], feedback.status()["lost"]) == (0.0, False)
+
+
+def test_labels_over_http(live, light):
+    running = live(light)
+    got = running.infer(torch.zeros(2, 1, 8, 8))
+    body = {"feedback": [{"request_id": got.json()["id"], "labels": [1, None]}, {"request_id": "x", "labels": [1]}]}
+    assert running.client.post(FEEDBACK, json=body).json() == {"counted": 1, "unknown": 1, "stale": 0}
+    assert running.status()["feedback"]["labels"] == 1
+    for bad in ({}, {"feedback": []}, {"feedback": [{"request_id": "x", "labels": ["a"]}]}, [], "x"):
+        refused = running.client.post(FEEDBACK, json=bad)
+        assert (refused.status_code, list(refused.json())) == (400, ["error"])
+
+
+def flag(running, monkeypatch, rows: list[int]) -> None:
+    """The detector flags these rows of every request."""
+    detector = running.server.engine.current.detector
+    assess = detector.assess
+
+    def flagged(x):
+        verdicts = assess(x)
+        verdicts.is_adversarial.zero_()[rows] = True
+        return verdicts
+
+    monkeypatch.setattr(detector, "assess", flagged)
+
+
+@pytest.mark.parametrize("policy, status, outputs", [("flag", 200, 6), ("block", 403, 0), ("shadow", 200, 2)])
+def test_the_policy_decides_what_a_flagged_input_gets(live, registry, monkeypatch, policy, status, outputs):
+    running = live(registry, policy=policy)
+    flag(running, monkeypatch, [1])
+    got = running.infer(torch.rand(2, 1, 8, 8))
+    assert got.status_code == status
+    if outputs:
+        assert len(got.json()["outputs"]) == outputs
+    else:
+        assert "[1]" in got.json()["error"]
+    assert len(running.client.get("/v2/models/digits").json()["outputs"]) == (2 if policy == "shadow" else 6)
+    assert running.status()["monitor"]["flagged"] == 1   # counted all the same
+
+
+def test_what_was_flagged_is_kept_for_people(live, registry, monkeypatch):
+    running = live(registry, quarantine=True)
+    flag(running, monkeypatch, [0])
+    running.infer(torch.full((2, 1, 8, 8), 0.2))
+    entry, = wait_until(lambda: running.client.get("/quarantine").json(), what="the entry")
+    assert (entry["version"], entry["client"]) == ("1", "127.0.0.1")
+    picture = running.client.get(f"/quarantine/{entry['id']}")
+    assert picture.headers["content-type"] == "image/png"
+    assert running.client.get("/quarantine/..%2f..%2fkeys").status_code == 404
+    assert (running.server.settings.home / "quarantine").stat().st_mode & 0o077 == 0
+
+
+@pytest.fixture
+def ring(tmp_path):
+    made, counts, faults, now = [], [], [], [1e9]
+
+    def make(**changes):
+        values = {"most": 5, "most_bytes": 10**6, "seconds": 100, "count": counts.append, "fault": faults.append,
+                  "clock": lambda: now[0], **changes}
+        made.append(Quarantine(tmp_path / "ring", **values))
+        made[-1].start()
+        return made[-1]
+
+    yield SimpleNamespace(make=make, counts=counts, faults=faults, now=now, folder=tmp_path / "ring")
+    for one in made:
+        one.stop()
+
+
+def fill(ring, kept, n: int) -> None:
+    for i in range(n):
+        done = len(ring.counts)
+        ring.now[0] += 1
+        kept.put(np.full((1, 8, 8), i / 10, np.float32), number=i)
+        wait_until(lambda: len(ring.counts) > done)   # noqa: B023 - it is called before the next round
+
+
+def test_the_ring_is_bounded_by_number_bytes_and_age(ring):
+    kept = ring.make()
+    fill(ring, kept, 8)
+    assert [entry["number"] for entry in kept.entries()] == [7, 6, 5, 4, 3]
+    kept.stop()
+    smaller = ring.make(most_bytes=600)   # taken over by a new start
+    fill(ring, smaller, 1)
+    wait_until(lambda: len(list(ring.folder.glob("*.npy"))) < 5)
+    assert sum(file.stat().st_size for file in ring.folder.iterdir()) <= 600
+    ring.now[0] += 200
+    fill(ring, smaller, 1)
+    wait_until(lambda: len(smaller.entries()) == 1)
+    np.testing.assert_array_equal(smaller.pixels(smaller.entries()[0]["id"]), np.zeros((1, 8, 8), np.uint8))
+
+
+def test_a_disk_that_fails_is_said_and_costs_nothing_else(ring, monkeypatch):
+    kept = ring.make()
+    with monkeypatch.context() as patched:
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        patched.setattr("serving.quarantine.np.save", full)
+        fill(ring, kept, 1)
+    assert ring.counts == ["dropped"]
+    assert "No space" in ring.faults[-1]
+    assert list(ring.folder.iterdir()) == []
+    fill(ring, kept, 1)
+    assert (ring.counts[-1], ring.faults[-1]) == ("kept", None)
