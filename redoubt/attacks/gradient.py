@@ -8,6 +8,8 @@ The caller puts the model into eval mode.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,13 +23,34 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return logits_and_gradient(model, x, y)[1]
 
 
-def logits_and_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits at `x` and what `input_gradient` gives, from one forward pass."""
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """The summed cross-entropy."""
+    return F.cross_entropy(logits, y, reduction="sum")
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """The largest other logit less the one of `y` ([N]), for each image: above 0 it is misclassified [N].
+
+    The loss of Carlini & Wagner (2017, arXiv 1608.04644) without its cut: it does not flatten where a model is sure.
+    """
+    own = logits.gather(1, y[:, None])[:, 0]
+    return logits.scatter(1, y[:, None], -torch.inf).amax(1) - own
+
+
+def logits_and_gradient(
+    model: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+) -> tuple[Tensor, Tensor]:
+    """The logits at `x` and the gradient of `loss(logits, y)`, summed, with respect to `x`, from one forward pass.
+
+    A model whose logits do not depend on `x` in a way that torch can differentiate has the gradient 0.
+    """
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         logits = model(x)
-        gradient = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x)[0]
-    return logits.detach(), gradient
+        if not logits.requires_grad:
+            return logits, torch.zeros_like(x)
+        gradient = torch.autograd.grad(loss(logits, y).sum(), x, allow_unused=True)[0]
+    return logits.detach(), torch.zeros_like(x) if gradient is None else gradient
 
 
 def default_alpha(threat: ThreatModel, steps: int) -> float:

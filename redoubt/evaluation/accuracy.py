@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from redoubt.attacks.gradient import default_alpha, inside, logits_and_gradient
+from redoubt.attacks.gradient import cross_entropy, default_alpha, inside, logits_and_gradient
 from redoubt.threat import ThreatModel
 
 Perturb = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -47,6 +47,9 @@ def withstands_pgd(
     threat: ThreatModel,
     *,
     steps: int = 20,
+    restarts: int = 1,
+    alpha: float | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Whether each image is classified as `y` clean, at PGD's random start and after every one of its steps.
@@ -54,28 +57,39 @@ def withstands_pgd(
     Stricter than looking at the last iterate only, and cheaper: a fooled image leaves the batch, as in AutoAttack
     (Croce & Hein 2020, arXiv 2003.01690).
 
+    Args:
+        restarts: random starts; only what stood until then meets the next.
+        alpha: step length; by default `default_alpha`.
+        loss: what is climbed: `cross_entropy` or `margin` of `redoubt.attacks.gradient`.
+
     Returns:
         bool [N], on the CPU.
     """
-    alpha, stood = default_alpha(threat, steps), []
+    alpha, stood = alpha or default_alpha(threat, steps), []
     for part, labels in batches(x, y):
         right = predict(model, part).argmax(1) == labels
         alive = right.nonzero()[:, 0]
-        x_adv = (part + threat.sample(part, generator)).clamp(0, 1)
-        for step in range(steps + 1):
-            here, now = part[alive], x_adv[alive]
-            if step == steps or not len(alive):
-                logits, gradient = predict(model, now) if len(alive) else here.new_zeros(0, 1), None
-            else:
-                logits, gradient = logits_and_gradient(model, now, labels[alive])
-            keep = logits.argmax(1) == labels[alive]
-            alive = alive[keep]
-            if gradient is None:
-                break
-            moved = now[keep] + alpha * threat.steepest(gradient[keep])
-            x_adv[alive] = inside(here[keep], moved, threat)
+        for _ in range(restarts):
+            alive = _climb_once(model, part, labels, alive, threat, steps, alpha, loss, generator)
         stood.append(torch.zeros_like(right).index_fill_(0, alive, True).cpu())
     return torch.cat(stood)
+
+
+def _climb_once(model, x, y, alive, threat, steps, alpha, loss, generator) -> Tensor:
+    """Which rows of `alive` are right after every step from one random start."""
+    x_adv = (x + threat.sample(x, generator)).clamp(0, 1)
+    for step in range(steps + 1):
+        if not len(alive):
+            break
+        here, now = x[alive], x_adv[alive]
+        if step == steps:
+            return alive[predict(model, now).argmax(1) == y[alive]]
+        logits, gradient = logits_and_gradient(model, now, y[alive], loss)
+        keep = logits.argmax(1) == y[alive]
+        alive = alive[keep]
+        moved = now[keep] + alpha * threat.steepest(gradient[keep])
+        x_adv[alive] = inside(here[keep], moved, threat)
+    return alive
 
 
 @contextmanager
