@@ -39,6 +39,7 @@ def pipeline(
     data_checksum: str = "",
     test_limit: int = 2000,
     curve_n: int = 1000,
+    suite: str = "quick",
     fpr: float = 0.01,
 ) -> NamedTuple("Outputs", [("version", int), ("promoted", bool), ("reason", str)]):
     """See `pipelines.parameters.RunParameters` for the meaning of each parameter."""
@@ -52,7 +53,7 @@ def pipeline(
         epochs=epochs, steps=steps, lam=lam, plugins=plugins, seed=seed, start=start,
     ).outputs["model"]
     evaluation = evaluate(data=prepared, model=model, norm=norm, epsilon=epsilon, test_limit=test_limit,
-                          curve_n=curve_n, seed=seed)
+                          curve_n=curve_n, suite=suite, seed=seed)
     detector = fit_detector(data=prepared, model=model, fpr=fpr, seed=seed)
     registered = register(
         model=model, evaluation=evaluation.outputs["evaluation"], detector=detector.outputs["detector"],

@@ -77,6 +77,8 @@ def run(
                                        rich_help_panel="Data")] = 0,
     test_limit: Annotated[int, typer.Option(help="Test pictures in the report; 0 uses all.",
                                             rich_help_panel="Data")] = 2000,
+    suite: Annotated[str, typer.Option(help="Attacks of the report: quick (FGSM, PGD-20), standard (and AutoAttack: "
+                                            "minutes) or full.")] = "quick",
     fpr: Annotated[float, typer.Option(help="The detector's false-positive rate.")] = 0.01,
     home: Home = None,
     uri: Tracking = "",
@@ -92,6 +94,7 @@ def run(
         home, uri, dataset=dataset, architecture=architecture, objective=objective, epsilon=epsilon, norm=norm,
         epochs=epochs, steps=steps, lam=lam, plugins=plugins, seed=seed, start=start, split_seed=split_seed,
         model_name=model_name, data_dir=data_dir, image_size=image_size, limit=limit, test_limit=test_limit, fpr=fpr,
+        suite=suite,
     )
     raise typer.Exit(follow_run(parameters, folder))
 

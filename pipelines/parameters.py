@@ -15,6 +15,7 @@ from redoubt.training.plugins import load_plugins
 ARCHITECTURES = ("compact-cnn", "preactresnet-18", "wideresnet-28-10")
 OBJECTIVES = ("blend", "fast", "half", "mixed", "pgd", "standard", "trades")
 LEAST_PICTURES = 400
+SUITES = ("full", "quick", "standard")
 DATASETS = ("cifar10", "cifar100", "digits", "fashion-mnist", "mnist")
 
 
@@ -42,6 +43,7 @@ class RunParameters:
         image_size: resize pictures of a folder to this many pixels a side; 0 leaves them.
         limit, test_limit: use only so many training and test pictures; 0 uses all. The report states its n.
         curve_n: test pictures behind each point of the report's curve over epsilon.
+        suite: attacks of the report: quick, standard or full (docs/evaluation.md).
         fpr: the detector's chosen false-positive rate.
     """
 
@@ -68,6 +70,7 @@ class RunParameters:
     data_checksum: str = ""
     test_limit: int = 2000
     curve_n: int = 1000
+    suite: str = "quick"
     fpr: float = 0.01
 
     def __post_init__(self) -> None:
@@ -77,6 +80,7 @@ class RunParameters:
             one_of(self.architecture, (*ARCHITECTURES, "torchvision:NAME"), "architecture")
         one_of(self.objective, OBJECTIVES, "objective")
         one_of(self.norm, NORMS, "norm")
+        one_of(self.suite, SUITES, "suite")
         object.__setattr__(self, "epsilon", parse_epsilon(self.epsilon, norm=self.norm))
         load_threats(self.also)
         load_plugins(self.plugins)

@@ -54,7 +54,9 @@ def follow_run(parameters: RunParameters, home: Path) -> int:
 
 
 def epoch_line(row: dict) -> str:
-    """One epoch's figures in a few words."""
+    """One epoch's figures in a few words, or one row of an evaluation."""
+    if "epsilon" in row:
+        return f"{row['label']}, {row['norm']} {row['epsilon']:.4g}: {row['accuracy']:.3f}"
     facts = [f"{key.replace('_accuracy', '')} {row[key]:.3f}"
              for key in ("loss", "clean_accuracy", "robust_accuracy") if key in row]
     rate = f", {row['images_per_second']:.0f} images/s" if "images_per_second" in row else ""

@@ -1,7 +1,7 @@
 """AutoAttack (Croce & Hein 2020, arXiv 2003.01690) and its parts through pyautoattack, resumable batch by batch.
 
-The attacks are pyautoattack's own. What is ours is the order of work round them: the same images meet the same attack in
-the same batches from the same seed as in its `run_standard_evaluation`, so that the figures are the same, but after
+The attacks are pyautoattack's own. What is ours is the order of work round them: the same images meet the same attack
+in the same batches from the same seed as in its `run_standard_evaluation`, so that the figures are the same, but after
 each batch the state is on disk in one move. Its own state file cannot be read back (version 0.2.0 writes a set as
 text), and would begin an interrupted attack anew in other batches, which changes the random starts.
 """
@@ -57,8 +57,8 @@ def require() -> None:
 def parts(classes: int) -> tuple[str, ...]:
     """AutoAttack's parts for so many classes.
 
-    The targeted DLR loss takes four logits and DLR three: with three classes APGD with the plain DLR loss stands in, with
-    two classes nothing does, and cross-entropy, FAB and Square remain.
+    The targeted DLR loss takes four logits and DLR three: with three classes APGD with the plain DLR loss stands in,
+    with two classes nothing does, and cross-entropy, FAB and Square remain.
     """
     if classes >= 4:
         return ("apgd-ce", "apgd-t", "fab-t", "square")

@@ -1,37 +1,40 @@
-"""The robustness report: accuracy, clean and under named attacks, over a curve of epsilons, with intervals.
+"""The robustness report: accuracy, clean and under a suite's attacks, over a curve of epsilons, with intervals, and the
+checks that doubt it.
 
-What an attack is lives in `redoubt.attacks`; how the report looks as a page lives in `redoubt.report`.
+What a suite is lives in `suites`, what is doubted in `sanity`; the report as a page lives in `redoubt.report`.
 """
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from redoubt.attacks import get_attack
 from redoubt.errors import InvalidInput
-from redoubt.evaluation.accuracy import correct, eval_mode, predict, withstands_pgd
+from redoubt.evaluation import probes
+from redoubt.evaluation.accuracy import eval_mode, predict
+from redoubt.evaluation.calibration import calibration
 from redoubt.evaluation.intervals import wilson
+from redoubt.evaluation.store import Store, fingerprint, pack, unpack
+from redoubt.evaluation.suites import (
+    SUITES,
+    Setting,
+    attack_label,
+    check_suite,
+    on_curve,
+    other_norms,
+    withstands,
+)
 from redoubt.threat import ThreatModel, cover, parse_epsilon
 
+FORMAT = 2
 UNDEFENDED_GRID = (0.05, 0.1, 0.2)   # Linf, for a model that was trained against nothing
 MULTIPLES = (0.5, 1.5)               # of each norm's largest epsilon (itself always added), for one that was
-_TITLES = {"fgsm": "FGSM", "pgd": "PGD", "momentum": "Momentum PGD"}
-
-
-def attack_label(name: str) -> str:
-    """An attack as a reader knows it, its default number of steps included: `PGD-20`.
-
-    Raises:
-        InvalidInput: for an unknown attack, naming the valid ones.
-    """
-    steps = inspect.signature(get_attack(name)).parameters.get("steps")
-    title = _TITLES.get(name, name)
-    return f"{title}-{steps.default}" if steps else title
+SANITY_N = 128                       # images that the sanity checks look at
 
 
 def evaluate(
@@ -42,13 +45,17 @@ def evaluate(
     classes: Sequence[str],
     threats: Iterable[ThreatModel],
     levels: int,
-    attacks: Sequence[str] = ("fgsm", "pgd"),
+    suite: str = "quick",
+    attacks: Sequence[str] | None = None,
     epsilons: Iterable[float] | None = None,
     curve_n: int = 1000,
+    sanity_n: int = SANITY_N,
     seed: int = 0,
+    surrogate: nn.Module | None = None,
+    state: Path | str | None = None,
     progress: Callable[[dict], None] | None = None,
 ) -> dict:
-    """Measure a model, clean and under white-box attacks.
+    """Measure a model, clean and under white-box attacks, and doubt the result.
 
     Args:
         x, y: pixels [N, C, H, W] in [0, 1] and labels [N]; they are moved to the model's device.
@@ -56,66 +63,161 @@ def evaluate(
         threats: what the model was trained against; each is attacked on all N images.
         levels: the largest stored pixel value (255, or 16 for the digits), recorded beside the figures. The
             attacks are not rounded to this lattice: they are the stronger for it.
-        attacks: names from `redoubt.attacks.ATTACKS`, with their default settings. Under `pgd` an image counts as
-            fooled when any iterate fools the model.
+        suite: `quick`, `standard` or `full`, see `redoubt.evaluation.suites`.
+        attacks: names of attacks instead of the suite's.
         epsilons: the curve, in each norm of `threats` (Linf when there is none). By default 0.5, 1 and 1.5 times
             each norm's largest epsilon, or `UNDEFENDED_GRID`. Zero (clean) and the threats are always added.
-        curve_n: the curve uses this many images, drawn by `seed`; a point that is a threat uses all.
+        curve_n: the curve uses this many images, drawn by `seed`; a point that is a threat uses all. Attacks that are
+            too dear for a curve meet the threats alone.
+        sanity_n: images that the sanity checks look at; 0 leaves the checks out.
         seed: fixes the drawn images and the attacks' random starts, each row by itself.
+        surrogate: another model of the same task, for attacks by transfer; without one they are left out.
+        state: a folder for what is finished, so that a killed evaluation goes on there. It is emptied at the end.
         progress: called with each finished row of `attacks`.
 
     Returns:
-        JSON values. `attacks` holds rows {attack, label, norm, epsilon, n, accuracy, low, high}, `robust` for each
-        threat the row of the attack that left the least accuracy; low and high are 95 % Wilson bounds.
+        JSON values, described by `report.schema.json`. `attacks` holds rows {attack, label, norm, epsilon, n, accuracy,
+        low, high}, `robust` for each threat the row of the attack that left the least accuracy, `worst_case` the
+        images that withstood all of them, by class; low and high are 95 % Wilson bounds.
 
     Raises:
-        InvalidInput: for no images, labels that do not fit, an unknown attack, or an epsilon that is no epsilon.
+        InvalidInput: for no images, labels that do not fit, an unknown suite or attack, a model of another shape or
+            number of classes, or an epsilon that is no epsilon.
     """
     start = time.perf_counter()
-    _check(x, y, classes, attacks, curve_n)
+    names = SUITES[check_suite(suite)] if attacks is None else attacks
+    check_input(x, y, classes, names, curve_n)
     device = next((parameter.device for parameter in model.parameters()), x.device)
     x, y, threats = x.to(device), y.to(device), cover(threats)
-    points = _points(threats, epsilons)
-    drawn = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:curve_n].sort().values.to(device)
-    rows = []
+    names = tuple(name for name in names if name != "transfer" or surrogate is not None)
+    given_training = sum(module.training for module in model.modules())
     with eval_mode(model):
-        logits = predict(model, x).cpu()
-        if logits.shape[1] != len(classes):
-            raise InvalidInput(f"the model has {logits.shape[1]} outputs, but there are {len(classes)} classes")
-        predicted = logits.argmax(1)
-        clean = _share(int((predicted == y.cpu()).sum()), len(x))
-        for name in attacks:
-            for norm, epsilon in points:
-                row = {"attack": name, "label": attack_label(name), "norm": norm, "epsilon": epsilon}
-                if epsilon == 0:
-                    row |= clean
-                else:
-                    threat = ThreatModel(norm, epsilon)
-                    part = (x, y) if threat in threats else (x[drawn], y[drawn])
-                    row |= _under_attack(model, *part, threat, name, seed)
-                rows.append(row)
-                if progress:
-                    progress(row)
-    return {
-        "n": len(x),
-        "clean_accuracy": clean["accuracy"],
-        "clean_low": clean["low"],
-        "clean_high": clean["high"],
-        **_by_class(predicted, y.cpu(), classes),
-        "attacks": rows,
-        "robust": [_strongest(rows, threat) for threat in threats],
+        logits = _logits(model, x, classes)
+        key = fingerprint(model, x, y, seed=seed, format=FORMAT, curve_n=curve_n)
+        run = _Run(model=model, x=x, y=y, classes=classes, store=Store(state, key), surrogate=surrogate, seed=seed,
+                   right=logits.argmax(1) == y.cpu(), drawn=_drawn(len(x), curve_n, seed), progress=progress)
+        for name in names:
+            for norm, epsilon in _points(threats, epsilons):
+                if on_curve(name) or epsilon == 0 or ThreatModel(norm, epsilon) in threats:
+                    run.row(name, norm, epsilon, full=epsilon == 0 or ThreatModel(norm, epsilon) in threats)
+        if suite == "full" and attacks is None:
+            for threat in other_norms(threats, x.shape[1:]):
+                run.row("pgd", threat.norm, threat.epsilon, full=True)
+        checks = run.checks(threats, sanity_n, given_training) if sanity_n else []
+    report = {
+        "format": FORMAT, "suite": suite if attacks is None else "custom",
+        "n": len(x), **{f"clean_{key}": value for key, value in _share(run.right).items() if key != "n"},
+        **_by_class(logits.argmax(1), y.cpu(), classes),
+        "attacks": run.rows,
+        "robust": [_strongest(run.rows, threat) for threat in threats],
+        "worst_case": [run.worst_case(threat) for threat in threats],
+        "checks": [check.to_json() for check in checks],
+        "calibration": calibration(logits, y.cpu()),
+        "cost": run.cost,
         "threats": [[threat.norm, threat.epsilon] for threat in threats],
         "levels": levels,
         "seed": seed,
         "seconds": time.perf_counter() - start,
     }
+    run.store.clear()
+    return report
 
 
-def _check(x: Tensor, y: Tensor, classes: Sequence[str], attacks: Sequence[str], curve_n: int) -> None:
+@dataclass(kw_only=True)
+class _Run:
+    """One evaluation under way: what it is given, and the rows so far."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    classes: Sequence[str]
+    store: Store
+    surrogate: nn.Module | None
+    seed: int
+    right: Tensor
+    drawn: Tensor
+    progress: Callable[[dict], None] | None
+    rows: list[dict] = field(default_factory=list)
+    cost: list[dict] = field(default_factory=list)
+    stood: dict[tuple[str, str, float], Tensor] = field(default_factory=dict)
+
+    def row(self, name: str, norm: str, epsilon: float, *, full: bool) -> None:
+        """Attack, or take up what an earlier process found, and add the row; `full` takes all images."""
+        row = {"attack": name, "label": attack_label(name, len(self.classes)), "norm": norm, "epsilon": epsilon}
+        if epsilon == 0:
+            stood = self.right
+        else:
+            found = self.store.recall(f"{name}-{norm}-{epsilon:.8g}-{full}",
+                                      lambda: self._attack(name, ThreatModel(norm, epsilon), full))
+            stood = unpack(found["stood"])
+            self.cost.append(row | {"n": len(stood), "seconds": found["seconds"],
+                                    "images_per_second": len(stood) / max(found["seconds"], 1e-9)})
+        if full and epsilon:
+            self.stood[name, norm, epsilon] = stood
+        row |= _share(stood)
+        self.rows.append(row)
+        if self.progress:
+            self.progress(row)
+
+    def _attack(self, name: str, threat: ThreatModel, full: bool) -> dict:
+        start, device = time.perf_counter(), self.x.device
+        x, y = (self.x, self.y) if full else (self.x[self.drawn.to(device)], self.y[self.drawn.to(device)])
+        setting = Setting(seed=self.seed, surrogate=self.surrogate,
+                          state=self.store.path(f"autoattack-state-{threat.norm}-{threat.epsilon:.8g}"))
+        stood = withstands(name, self.model, x, y, threat, setting)
+        return {"stood": pack(stood), "seconds": time.perf_counter() - start}
+
+    def worst_case(self, threat: ThreatModel) -> dict:
+        """The images that withstood every attack within the threat model, all together and by class."""
+        found = {name: stood for (name, *ball), stood in self.stood.items() if ball == [threat.norm, threat.epsilon]}
+        stood = torch.stack(list(found.values())).all(0)
+        rows = _class_rows(stood, self.y.cpu(), self.classes)
+        return {"norm": threat.norm, "epsilon": threat.epsilon, **_share(stood), "per_class": rows,
+                "attacks": [attack_label(name, len(self.classes)) for name in found], "worst_class": _worst(rows)}
+
+    def checks(self, threats: Sequence[ThreatModel], n: int, given_training: int) -> list:
+        """The sanity checks, on `n` images drawn by the seed."""
+        rows = _drawn(len(self.x), n, self.seed + 1).to(self.x.device)
+        curves: dict[str, dict[str, list]] = {}
+        for row in sorted(self.rows, key=lambda row: row["epsilon"]):
+            if on_curve(row["attack"]):
+                points = curves.setdefault(row["norm"], {}).setdefault(row["label"], [])
+                points.append((row["epsilon"], round(row["accuracy"] * row["n"]), row["n"]))
+        sample = probes.Sample(model=self.model, x=self.x[rows], y=self.y[rows], seed=self.seed,
+                               surrogate=self.surrogate)
+        start = time.perf_counter()
+        checks = probes.run_checks(sample, threats or (ThreatModel("Linf", UNDEFENDED_GRID[1]),), curves,
+                                   given_training=given_training)
+        seconds = time.perf_counter() - start
+        self.cost.append({"attack": "checks", "label": "sanity checks", "norm": "", "epsilon": 0.0, "n": len(rows),
+                          "seconds": seconds, "images_per_second": len(rows) / max(seconds, 1e-9)})
+        return checks
+
+
+def _logits(model: nn.Module, x: Tensor, classes: Sequence[str]) -> Tensor:
+    try:
+        logits = predict(model, x).cpu()
+    except RuntimeError as error:
+        if "size" in str(error) or "shape" in str(error) or "channels" in str(error):
+            raise InvalidInput(f"the model does not take pictures of shape {tuple(x.shape[1:])}: "
+                               f"{str(error).splitlines()[0]}") from error
+        raise
+    if logits.dim() != 2 or logits.shape[1] != len(classes):
+        raise InvalidInput(f"the model has {logits.shape[-1]} outputs, but there are {len(classes)} classes")
+    return logits
+
+
+def _drawn(total: int, n: int, seed: int) -> Tensor:
+    """`n` of `total` rows, drawn by the seed, in order."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n].sort().values
+
+
+def check_input(x: Tensor, y: Tensor, classes: Sequence[str], attacks: Sequence[str], curve_n: int = 1) -> None:
+    """Raise InvalidInput for images, labels or attacks that cannot be evaluated."""
     if isinstance(attacks, str) or not attacks:
         raise InvalidInput(f"attacks must be a list of names with at least one in it, not {attacks!r}")
     for name in attacks:
-        get_attack(name)
+        attack_label(name)
     if x.dim() != 4 or len(x) == 0 or y.shape != (len(x),):
         raise InvalidInput(f"need pictures [N, C, H, W] and labels [N], N >= 1, not {tuple(x.shape)}, {tuple(y.shape)}")
     if int(y.min()) < 0 or int(y.max()) >= len(classes):
@@ -139,16 +241,8 @@ def _points(threats: tuple[ThreatModel, ...], epsilons: Iterable[float] | None) 
     return sorted(points)
 
 
-def _under_attack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, name: str, seed: int) -> dict:
-    attack, generator = get_attack(name), torch.Generator(device=x.device).manual_seed(seed)
-    if name == "pgd":
-        right = withstands_pgd(model, x, y, threat, generator=generator)
-    else:
-        right = correct(model, x, y, attack=lambda model, x, y: attack(model, x, y, threat, generator=generator))
-    return _share(int(right.sum()), len(x))
-
-
-def _share(right: int, n: int) -> dict:
+def _share(stood: Tensor) -> dict:
+    right, n = int(stood.sum()), len(stood)
     low, high = wilson(right, n)
     return {"n": n, "accuracy": right / n, "low": low, "high": high}
 
@@ -157,72 +251,21 @@ def _by_class(predicted: Tensor, y: Tensor, classes: Sequence[str]) -> dict:
     """Rows per class, the worst of them, and the confusion matrix (true class by row, predicted by column)."""
     size = len(classes)
     confusion = torch.bincount(y * size + predicted, minlength=size * size).view(size, size)
-    rows = []
-    for label, name in enumerate(classes):
-        n = int(confusion[label].sum())
-        share = _share(int(confusion[label, label]), n) if n else {"n": 0, "accuracy": None, "low": None, "high": None}
-        rows.append({"class": str(name), **share})
-    worst = min((row for row in rows if row["n"]), key=lambda row: row["accuracy"])
-    return {"per_class": rows, "worst_class": worst, "confusion": confusion.tolist()}
+    rows = _class_rows(predicted == y, y, classes)
+    return {"per_class": rows, "worst_class": _worst(rows), "confusion": confusion.tolist()}
+
+
+def _class_rows(stood: Tensor, y: Tensor, classes: Sequence[str]) -> list[dict]:
+    nothing = {"n": 0, "accuracy": None, "low": None, "high": None}
+    own = [stood[y == label] for label in range(len(classes))]
+    return [{"class": str(name), **(_share(part) if len(part) else nothing)}
+            for name, part in zip(classes, own, strict=True)]
+
+
+def _worst(rows: list[dict]) -> dict:
+    return min((row for row in rows if row["n"]), key=lambda row: row["accuracy"])
 
 
 def _strongest(rows: list[dict], threat: ThreatModel) -> dict:
     same = [row for row in rows if (row["norm"], row["epsilon"]) == (threat.norm, threat.epsilon)]
     return dict(min(same, key=lambda row: row["accuracy"]))
-
-
-def examples(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    classes: Sequence[str],
-    attack: str = "pgd",
-    n: int = 6,
-    seed: int = 0,
-) -> list[dict]:
-    """A few images before and after an attack, drawn at random, classes as different as possible, none left out
-    for having withstood it.
-
-    Returns:
-        For each image a dict of `clean`, `adversarial` and `perturbation` (float32 arrays [C, H, W] in [0, 1]; the
-        perturbation is amplified so that its largest change fills the range, 0.5 meaning none), `amplified` (that
-        factor), `label`, `predicted`, `predicted_adversarial` (class names), `confidence` and
-        `confidence_adversarial` (softmax of the predicted class), `attack` (its label), `norm`, `epsilon`.
-
-    Raises:
-        InvalidInput: as `evaluate`.
-    """
-    _check(x, y, classes, (attack,), 1)
-    device = next((parameter.device for parameter in model.parameters()), x.device)
-    chosen = _one_of_each(y, n, seed)
-    x, y = x[chosen].to(device), y[chosen].to(device)
-    with eval_mode(model):
-        generator = torch.Generator(device=device).manual_seed(seed)
-        x_adv = get_attack(attack)(model, x, y, threat, generator=generator)
-        (sure, before), (sure_adv, after) = (predict(model, part).softmax(1).max(1) for part in (x, x_adv))
-    shown = []
-    for i in range(len(x)):
-        delta = (x_adv[i] - x[i]).cpu()
-        change = float(delta.abs().max())
-        factor = 0.5 / change if change > 0 else 1.0
-        shown.append({
-            "clean": x[i].cpu().numpy(), "adversarial": x_adv[i].cpu().numpy(),
-            "perturbation": (0.5 + factor * delta).clamp(0, 1).numpy(), "amplified": factor,
-            "label": str(classes[y[i]]), "predicted": str(classes[before[i]]), "confidence": float(sure[i]),
-            "predicted_adversarial": str(classes[after[i]]), "confidence_adversarial": float(sure_adv[i]),
-            "attack": attack_label(attack), "norm": threat.norm, "epsilon": threat.epsilon,
-        })
-    return shown
-
-
-def _one_of_each(y: Tensor, n: int, seed: int) -> Tensor:
-    """Rows of `n` random images: every class once before any comes twice."""
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-    seen: dict[int, int] = {}
-    rank = []
-    for label in y.cpu()[order].tolist():
-        rank.append(seen.get(label, 0))
-        seen[label] = rank[-1] + 1
-    return order[torch.tensor(rank).argsort(stable=True)][:n].to(y.device)

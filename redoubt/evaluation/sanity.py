@@ -1,14 +1,14 @@
-"""Sanity checks of an evaluation, after Carlini et al. 2019 ("On evaluating adversarial robustness", arXiv 1902.06705).
+"""Sanity checks of an evaluation, after Carlini et al. 2019, "On evaluating adversarial robustness" (arXiv 1902.06705).
 
-Pure functions from what attacks left to a verdict with its numbers; `probes` runs the attacks. A check fails when what it
-looks at is beyond what the number of images can do by chance (one-sided, 1 %) and beyond a tolerance that honest models
-need: no single attack finds every weakness, so a handful of images fooled by another one is no sign of fraud.
+Pure functions from what attacks left to a verdict with its numbers; `probes` runs the attacks. A check fails when what
+it looks at is beyond what the number of images can do by chance (one-sided, 1 %) and beyond a tolerance that honest
+models need: no single attack finds every weakness, so a few images that another one fools are no sign of fraud.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -52,7 +52,8 @@ class Check:
     numbers: dict = field(default_factory=dict)
 
     def to_json(self) -> dict:
-        return {"check": self.name, "title": TITLES[self.name], **{k: v for k, v in asdict(self).items() if k != "name"}}
+        return {"check": self.name, "title": TITLES[self.name], "verdict": self.verdict, "detail": self.detail,
+                "numbers": self.numbers}
 
 
 def failed(report: Mapping) -> list[dict]:
@@ -222,7 +223,7 @@ def eval_mode(given: int, stuck: int, batch_change: float, buffers: Sequence[str
     Args:
         given: modules in training mode when the model was handed over.
         stuck: modules still in training mode after `eval()`.
-        batch_change: the largest difference of logits between an image alone and in a batch, as a share of their length.
+        batch_change: the largest difference of logits between an image alone and in a batch, as a share of length.
         buffers: names of buffers that a forward pass changed.
     """
     depends = batch_change > 10 * SAME

@@ -28,7 +28,7 @@ SUITES = {
     "full": ("fgsm", "pgd", "autoattack", "square", "pgd-restarts", "transfer"),
 }
 RESTARTS = 10
-L2_RATIO = 0.25   # an L2 ball of this share of eps * sqrt(d) is about as hard as the Linf ball: 0.5 beside 8/255 on CIFAR
+L2_RATIO = 0.25   # of eps * sqrt(d): an L2 ball about as hard as the Linf ball, near 0.5 for 8/255 on CIFAR
 _TITLES = {"fgsm": "FGSM", "pgd": "PGD", "momentum": "Momentum PGD", "square": "Square",
            "pgd-restarts": f"PGD-20 x {RESTARTS}", "transfer": "Transfer"}
 
@@ -115,7 +115,7 @@ def _transfer(model, x, y, threat, setting: Setting) -> Tensor:
 
 
 def withstands_transfer(model: nn.Module, surrogate: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
-    """Which images are right clean and with the perturbation that momentum PGD makes on the surrogate: bool [N], CPU."""
+    """Which images are right clean and with what momentum PGD makes on the surrogate: bool [N], on the CPU."""
     stood = []
     for part, labels in batches(x, y):
         x_adv = momentum_pgd(surrogate, part, labels, threat)
