@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import comb
 
 from torch import Tensor
 
 from redoubt.evaluation.intervals import wilson
 
 PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "not applicable"
+LEVEL = 0.01        # of every test
 Z99 = 2.3263478740408408   # the normal distribution's 99 % point
 MISSED = 0.04       # share of images that the white-box attack may miss and another one may find
 RISE = 0.05         # by which accuracy may rise with epsilon
@@ -62,8 +64,11 @@ def failed(report: Mapping) -> list[dict]:
 
 
 def surely_above(count: int, n: int, limit: float) -> bool:
-    """Whether a share of which `count` of `n` were seen lies above `limit`, at the one-sided level of 1 %."""
-    return n > 0 and wilson(count, n, z=Z99)[0] > limit
+    """Whether a share of which `count` of `n` were seen lies above `limit`: exact one-sided binomial test, level 1 %."""
+    if count <= limit * n:
+        return False
+    less = sum(comb(n, k) * limit**k * (1 - limit) ** (n - k) for k in range(count))
+    return 1 - less < LEVEL
 
 
 def _check(name: str, broken: bool, good: str, bad: str, **numbers) -> Check:
