@@ -5,6 +5,7 @@ Five kinds, five severities. The blur grows with the picture, so that it costs 2
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -63,6 +64,8 @@ def corrupt(kind: str, x: Tensor, amount: float, *, seed: int = 0) -> Tensor:
         side = min(2 * int(3 * sigma + 1) + 1, 2 * ((x.shape[-1] - 1) // 2) + 1)
         return tv.gaussian_blur(x, [side, side], [sigma, sigma]).clamp(0, 1)
     if kind == "jpeg":
-        return tv.jpeg((x * 255).round().to(torch.uint8), quality=int(amount)).float() / 255
+        with warnings.catch_warnings():   # torchvision says for every picture that its codecs will move to TorchCodec
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return tv.jpeg((x * 255).round().to(torch.uint8), quality=int(amount)).float() / 255
     change = {"brightness": tv.adjust_brightness, "contrast": tv.adjust_contrast}[kind]
     return change(x, amount).clamp(0, 1)

@@ -151,6 +151,15 @@ def flatness(sample: Sample, threat: ThreatModel, clean: Tensor) -> Check:
     return sanity.loss_not_flat(int(zero.sum()), int((beats & ~zero).sum()), len(x))
 
 
+def behaves_otherwise_in_training(model: nn.Module) -> int:
+    """How many modules are in training mode and answer otherwise there: batch norm and dropout of any kind.
+
+    A container that was just built is in training mode as well, which means nothing.
+    """
+    kinds = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+    return sum(module.training for module in model.modules() if isinstance(module, kinds))
+
+
 def look_twice(sample: Sample) -> Check:
     """Whether the same images get the same logits every time."""
     looks = [predict(sample.model, sample.x).double() for _ in range(LOOKS)]

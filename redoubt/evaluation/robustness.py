@@ -90,7 +90,7 @@ def evaluate(
     device = next((parameter.device for parameter in model.parameters()), x.device)
     x, y, threats = x.to(device), y.to(device), cover(threats)
     names = tuple(name for name in names if name != "transfer" or surrogate is not None)
-    given_training = sum(module.training for module in model.modules())
+    given_training = probes.behaves_otherwise_in_training(model)
     with eval_mode(model):
         logits = _logits(model, x, classes)
         key = fingerprint(model, x, y, seed=seed, format=FORMAT, curve_n=curve_n)

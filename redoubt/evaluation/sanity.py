@@ -64,7 +64,7 @@ def failed(report: Mapping) -> list[dict]:
 
 
 def surely_above(count: int, n: int, limit: float) -> bool:
-    """Whether a share of which `count` of `n` were seen lies above `limit`: exact one-sided binomial test, level 1 %."""
+    """Whether a share of which `count` of `n` were seen lies above `limit`: exact one-sided test, level 1 %."""
     if count <= limit * n:
         return False
     less = sum(comb(n, k) * limit**k * (1 - limit) ** (n - k) for k in range(count))
