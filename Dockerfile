@@ -52,10 +52,10 @@ COPY pipelines pipelines
 RUN python3 -m pip install --no-deps --no-index --no-build-isolation --target /opt/project .
 
 FROM ${BASE} AS base
-# Whatever is written goes below /var/lib/redoubt, so that the root file system can be mounted read-only. The folder belongs
-# to group 0 and is open to it, for platforms that choose a user of their own.
-RUN useradd --uid 10001 --gid 0 --no-create-home --home-dir /var/lib/redoubt --shell /usr/sbin/nologin redoubt && \
-    install -d -o 10001 -g 0 -m 2775 /var/lib/redoubt
+# Whatever is written goes below /var/lib/redoubt, so that the root file system can be mounted read-only. Like /tmp the folder
+# is open to every user, for platforms that choose one of their own.
+RUN useradd --uid 10001 --no-create-home --home-dir /var/lib/redoubt --shell /usr/sbin/nologin redoubt && \
+    install -d -o 10001 -g 10001 -m 1777 /var/lib/redoubt
 ENV PATH=/opt/redoubt/bin:/opt/project/bin:$PATH USER=redoubt LOGNAME=redoubt \
     HOME=/var/lib/redoubt REDOUBT_HOME=/var/lib/redoubt TMPDIR=/var/lib/redoubt \
     XDG_CACHE_HOME=/var/lib/redoubt/.cache XDG_CONFIG_HOME=/var/lib/redoubt/.config \

@@ -45,7 +45,9 @@ def test_the_registry_has_a_database_a_volume_and_names(overlay):
     (server,) = pod["containers"]
     assert any(argument.startswith("--backend-store-uri=postgresql") for argument in server["args"])
     hosts = next(argument for argument in server["args"] if argument.startswith("--allowed-hosts="))
-    assert "*" not in hosts.removeprefix("--allowed-hosts=").split(",")
+    names = {host.rpartition(":")[0] or host for host in hosts.removeprefix("--allowed-hosts=").split(",")}
+    assert names == {"localhost", "127.0.0.1", "mlflow", *(f"mlflow.$(NAMESPACE){rest}" for rest in (
+        "", ".svc", ".svc.cluster.local"))}   # a name such as mlflow.* would be anybody's
     database = pod["initContainers"][0]
     assert database["restartPolicy"] == "Always" and database["args"] == ["-c", "listen_addresses="]
     mounted = {mount["name"] for container in (server, database) for mount in container["volumeMounts"]}
