@@ -3,9 +3,9 @@
     python -m benchmarks.image --engine podman --steps redoubt/steps:cpu --serving redoubt/serving:cpu
 
 Containers run as user 10001 without capabilities, on a read-only root file system with one writable folder; the
-pipeline has no network at all. Serving is then started against an MLflow (from the image `steps`) that holds the version
-trained there. Targets: serving without CUDA at most 1.2 GB beyond its base; start to ready in 15 s. `--quick` is sizes
-only. Without an engine or an image nothing is measured, and the output says so.
+pipeline has no network at all. Serving is then started against an MLflow (from the image `steps`) that holds the
+version trained there. Targets: serving without CUDA at most 1.2 GB beyond its base; start to ready in 15 s. `--quick`
+is sizes only. Without an engine or an image nothing is measured, and the output says so.
 """
 
 from __future__ import annotations

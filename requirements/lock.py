@@ -21,7 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 TORCH_CPU = "torch==2.13.0+cpu"   # newest CPU build that this project was built and run with
-EXTRAS = {"steps": ("pipelines", "registry"), "serving": ("serving",)}
+EXTRAS = {"steps": ("pipelines", "registry"), "serving": ("serving", "traces")}
 OF_TORCH = re.compile(r"(torch|torchvision|triton|nvidia-|cuda-)")
 # What writes a model version and what reads it are the same version in both images.
 SHARED = ("torch", "numpy", "safetensors", "mlflow-skinny")

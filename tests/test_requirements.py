@@ -45,7 +45,8 @@ def test_no_file_names_an_index_or_a_path(name):
     assert not re.search(r"://|--(extra-)?index|--find-links|@ |^-", text, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize(("target", "extra"), [("steps", "pipelines"), ("steps", "registry"), ("serving", "serving")])
+@pytest.mark.parametrize(("target", "extra"), [("steps", "pipelines"), ("steps", "registry"), ("serving", "serving"),
+                                              ("serving", "traces")])
 def test_pins_are_what_the_project_asks_for(target, extra):
     have = pins(target, "torch-gpu")
     for requirement in wanted(extra):
