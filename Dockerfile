@@ -93,6 +93,8 @@ EXPOSE 8080
 USER 10001
 # uvicorn ends in order on SIGTERM, which it gets because nothing stands between it and the container's first process.
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["python3", "-c", \
-  "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"REDOUBT_PORT\"]}/v2/health/live', timeout=2)"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["python3", "-c", "\
+import os, ssl, urllib.request as r; scheme = 'https' if os.environ.get('REDOUBT_TLS_CERT') else 'http'; \
+r.urlopen(f'{scheme}://127.0.0.1:{os.environ[\"REDOUBT_PORT\"]}/v2/health/live', timeout=2, \
+context=ssl._create_unverified_context())"]
 CMD ["python3", "-m", "serving"]
