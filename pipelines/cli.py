@@ -29,7 +29,8 @@ Norm = Annotated[str, typer.Option(help="Linf or L2.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Fixes initialisation, order and attacks.")]
 Name = Annotated[str, typer.Option("--model", "-m", help="Registered model's name.")]
 OBJECTIVE_HELP = "standard, blend, pgd, mixed, half, trades or fast (docs/training.md)."
-ARCHITECTURE_HELP = "compact-cnn, preactresnet-18, wideresnet-28-10, or torchvision:NAME such as torchvision:resnet18."
+ARCHITECTURE_HELP = ("compact-cnn, strided-cnn, preactresnet-18, wideresnet-28-10, or torchvision:NAME such as "
+                     "torchvision:resnet18.")
 Home = Annotated[Path | None, typer.Option(
     help="Folder for registry, runs and ledger.  [default: $REDOUBT_HOME or .redoubt]", show_default=False)]
 Tracking = Annotated[str, typer.Option(

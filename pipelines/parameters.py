@@ -12,7 +12,7 @@ from redoubt.registry import check_model_name
 from redoubt.threat import NORMS, ThreatModel, dump_threats, load_threats, parse_epsilon
 from redoubt.training.plugins import load_plugins
 
-ARCHITECTURES = ("compact-cnn", "preactresnet-18", "wideresnet-28-10")
+ARCHITECTURES = ("compact-cnn", "strided-cnn", "preactresnet-18", "wideresnet-28-10")
 OBJECTIVES = ("blend", "fast", "half", "mixed", "pgd", "standard", "trades")
 LEAST_PICTURES = 400
 SUITES = ("full", "quick", "standard")

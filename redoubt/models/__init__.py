@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from redoubt.errors import InvalidInput, one_of
 from redoubt.models.compact import CompactCNN
 from redoubt.models.preact import PreActResNet18
+from redoubt.models.strided import StridedCNN
 from redoubt.models.torchvision import PREFIX, TorchvisionNetwork, is_name
 from redoubt.models.wide import WideResNet
 
-BODIES = {"compact-cnn": CompactCNN, "preactresnet-18": PreActResNet18, "wideresnet-28-10": WideResNet}
+BODIES = {"compact-cnn": CompactCNN, "strided-cnn": StridedCNN, "preactresnet-18": PreActResNet18,
+          "wideresnet-28-10": WideResNet}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from redoubt.training.objectives import OBJECTIVES
 from redoubt.training.plugins import Plugins
 
 # Optimizer steps after which accuracy on Fashion-MNIST hardly rises any more, by whether the objective attacks.
-_STEPS = {"compact-cnn": (800, 1600)}
+_STEPS = {"compact-cnn": (800, 1600), "strided-cnn": (800, 1600)}
 _STEPS_LARGE = (6000, 12000)   # residual networks, and what comes from torchvision
 MOST_EPOCHS = 80   # of few pictures: more would only learn them by heart
 
@@ -37,6 +37,8 @@ class TrainConfig:
         step_size: the attack's step length as a multiple of epsilon / steps.
         lam: weight of the adversarial term in `mixed` and `trades` (whose paper takes 6).
         average: decay a step of the exponential average of the weights; 0 turns averaging off.
+        looks: about how many times the validation split is looked at, never more than once an epoch. A look costs two
+            PGD-10 attacks on it, raw and averaged weights.
         seed: fixes initialisation, order and attack noise.
         precision: `auto` (bfloat16 arithmetic where it is quick, float32 otherwise), `float32` or `bfloat16`.
         plugins: what is added to the objective.
@@ -52,6 +54,7 @@ class TrainConfig:
     step_size: float = 1.5
     lam: float = 1.0
     average: float = 0.995
+    looks: int = 20
     seed: int = 0
     precision: str = "auto"
     plugins: Plugins = field(default_factory=Plugins)
@@ -64,7 +67,7 @@ class TrainConfig:
             raise InvalidInput("objective 'standard' takes no threat models, and every other needs at least one")
         if self.objective == "standard" and (self.plugins.warmup or self.plugins.class_adaptive):
             raise InvalidInput("warmup and class_adaptive change epsilon: objective 'standard' has none, take 'pgd'")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("steps", 1)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("steps", 1), ("looks", 1)):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                 raise InvalidInput(f"{name} must be a whole number, at least {least}, not {getattr(self, name)}")
         for name in ("learning_rate", "step_size", "lam"):

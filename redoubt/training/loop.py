@@ -28,9 +28,9 @@ class TrainResult:
 
     Attributes:
         model: the chosen weights, in eval mode.
-        history: one row for each validated epoch (all of them up to 20, else about 20): loss, clean and robust
-            validation accuracy, which weights they are of, seconds, images a second and seconds left. For `fast` also
-            `single_step_accuracy`, and `fallback: "pgd"` in the row after which single steps were given up.
+        history: one row for each validated epoch (all of them up to `looks`, else about so many): loss, clean and
+            robust validation accuracy, which weights they are of, seconds, images a second and seconds left. For `fast`
+            also `single_step_accuracy`, and `fallback: "pgd"` in the row after which single steps were given up.
         best_epoch: the epoch (from 1) whose weights were kept, by robust, else clean, validation accuracy.
         seconds: wall time, of earlier processes of a resumed run too.
     """
@@ -121,7 +121,7 @@ def _epochs(state: State, data, validation, per_epoch: int, world: World, keeper
                 write()
         stepper.look()
         # Of many short epochs only some are looked at: a look would cost more than the epoch.
-        if state.epoch % max(1, config.epochs // 20) == 0 or state.epoch == config.epochs:
+        if state.epoch % max(1, config.epochs // config.looks) == 0 or state.epoch == config.epochs:
             row = _look(state, validation, per_epoch, world, clock)
             if world.rank == 0:
                 progress(row)

@@ -28,7 +28,7 @@ class State:
         self.model, self.config = model, config
         self.average = copy.deepcopy(model) if config.average else None
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate,
-                                           weight_decay=config.weight_decay)
+                                           weight_decay=config.weight_decay, fused=True)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, config.learning_rate, total_steps=total, pct_start=0.3
         )

@@ -1,0 +1,54 @@
+"""The front as a picture, and which recipes lie on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from redoubt.report import plots
+
+COLOURS = (plots.BLUE, plots.ORANGE, plots.GREEN, plots.PURPLE)
+
+
+def on_front(rows: Sequence[dict]) -> list[dict]:
+    """The rows that no other beats in both training time and AutoAttack accuracy, quickest first."""
+    front: list[dict] = []
+    for row in sorted(rows, key=lambda row: (row["seconds"], -row["autoattack"])):
+        if not front or row["autoattack"] > front[-1]["autoattack"]:
+            front.append(row)
+    return front
+
+
+def draw_front(rows: Sequence[dict], target: dict, file: Path) -> None:
+    """AutoAttack accuracy over training seconds: 95 % intervals, the front as steps, the target as a corner.
+
+    Rows below 20 % (an undefended network) are left out: they would flatten the others.
+    """
+    rows = [row for row in rows if row["autoattack"] >= 0.2]
+    objectives = list(dict.fromkeys(row["objective"] for row in rows))
+    styles = {name: (COLOURS[i % 4], "osD^vPX*"[i % 8]) for i, name in enumerate(objectives)}
+
+    def draw(figure, narrow: bool) -> None:
+        axes = figure.subplots()
+        for row in rows:
+            colour, marker = styles[row["objective"]]
+            gap = [[row["autoattack"] - row["low"]], [row["high"] - row["autoattack"]]]
+            axes.errorbar(row["seconds"], row["autoattack"], yerr=gap, fmt=marker, color=colour, capsize=2,
+                          elinewidth=0.8)
+            axes.annotate(row["recipe"], (row["seconds"], row["autoattack"]), xytext=(5, 4),
+                          textcoords="offset points", fontsize=7.5)
+        for name, (colour, marker) in styles.items():
+            axes.plot([], [], marker, color=colour, label=name)
+        front = on_front(rows)
+        axes.step([row["seconds"] for row in front], [row["autoattack"] for row in front], where="post",
+                  color=plots.MUTED, linewidth=1)
+        axes.plot([0, target["seconds"], target["seconds"]], [target["autoattack"], target["autoattack"], 1], "--",
+                  color=plots.MUTED, linewidth=1, label="asked for")
+        bottom = min([row["low"] for row in rows] + [target["autoattack"]])
+        top = max([row["high"] for row in rows] + [target["autoattack"]])
+        axes.set(xlabel="training, seconds", ylabel="AutoAttack accuracy, Linf 0.1", xlim=(0, None),
+                 ylim=(bottom - 0.02, top + 0.02), title="Robustness per second, Fashion-MNIST")
+        plots.percent_axis(axes.yaxis)
+        axes.legend(loc="lower right")
+
+    plots.save(draw, file, size=(7.2, 4.4))
