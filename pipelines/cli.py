@@ -155,6 +155,14 @@ def serve(
     os.execv(sys.executable, [sys.executable, "-m", "serving"])   # signals reach the server itself
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def keys(context: typer.Context) -> None:
+    """Make, list and revoke API keys of the server: `redoubt keys --help`."""
+    import os
+
+    os.execv(sys.executable, [sys.executable, "-m", "serving", "keys", *context.args])
+
+
 @app.command()
 def attack(
     url: Annotated[str, typer.Option(help="The server's address.")] = "http://127.0.0.1:8080",

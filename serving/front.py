@@ -143,7 +143,9 @@ class Front:
         if inference:
             server.count(status)
         name = principal.name if principal else "nobody"
-        if method not in ("GET", "HEAD") and needed_role(method, path) in ("operate", "admin"):
+        # What strangers are refused is for the log: they must not be able to fill a file.
+        attempted = principal is not None and (principal.known or status != 403)
+        if attempted and method not in ("GET", "HEAD") and needed_role(method, path) == "operate":
             server.audit.record(
                 f"{method} {path[:200]}", principal=name, address=state.get("address", ""),
                 request_id=state["request_id"], status=status, **state.get("audit", {}),

@@ -124,7 +124,7 @@ class Server:
         if self._ticker.is_alive():
             self._ticker.join(timeout=5)
         self.engine.stop()
-        for helper in (self.quarantine, self.webhook, self.traces):
+        for helper in (self.quarantine, self.webhook, self.traces, self.audit):
             if helper is not None:
                 helper.stop()
         self.ledger.close()
