@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -60,12 +61,12 @@ def create_app(
         app.include_router(routes(server))
     app.include_router(live_router(server.feed))
     app.include_router(docs_routes(app))
-    app.openapi = _documented(app, app.openapi)
+    app.openapi = _documented(app, app.openapi, settings.model_name)
     return app
 
 
-def _documented(app: FastAPI, make):
-    """The OpenAPI document with the ways to identify oneself, and without the 422 that never comes."""
+def _documented(app: FastAPI, make, name: str):
+    """The OpenAPI document with the model's name and the ways to identify oneself, without the 422 that never comes."""
     def openapi() -> dict:
         if app.openapi_schema is None:
             document = make()
@@ -74,6 +75,7 @@ def _documented(app: FastAPI, make):
             for path, methods in document["paths"].items():
                 for operation in methods.values():
                     operation["responses"].pop("422", None)
+                    _name_parameters(path, operation, name)
                     if not path.startswith("/v2/health/"):
                         operation["security"] = [{}, {"key": []}]
             for unused in ("HTTPValidationError", "ValidationError"):
@@ -81,3 +83,13 @@ def _documented(app: FastAPI, make):
         return app.openapi_schema
 
     return openapi
+
+
+def _name_parameters(path: str, operation: dict, name: str) -> None:
+    """Every part of the path that is to be filled in, also where a route reads it itself."""
+    parameters = [one for one in operation.get("parameters", ()) if one["in"] != "path"]
+    for part in re.findall(r"{(\w+)}", path):
+        schema = {"type": "string", "enum": [name]} if part == "name" else {"type": "string"}
+        parameters.append({"name": part, "in": "path", "required": True, "schema": schema})
+    if parameters:
+        operation["parameters"] = parameters

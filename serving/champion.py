@@ -16,7 +16,7 @@ from redoubt.bundle import Bundle, open_bundle
 from redoubt.errors import ArtifactError, RedoubtError
 from redoubt.registry import Version
 from serving.engine import Engine
-from serving.model import LoadedModel, load, version_key
+from serving.model import LoadedModel, version_key
 from serving.problems import Problems
 
 log = logging.getLogger("redoubt.serving")
@@ -123,9 +123,7 @@ class ChampionFollower:
             if previous is not None and previous.key == key:
                 loaded = previous   # a rollback: it is still warm
             else:
-                loaded = load(
-                    self._bundle(champion, key), str(champion.number), champion.run_id, device=self._engine.device
-                )
+                loaded = self._engine.load(self._bundle(champion, key), str(champion.number), champion.run_id)
         except (RedoubtError, OSError) as error:
             last_wait = self._refused[2] if self._refused and self._refused[0] == key else self._poll_seconds / 2
             wait = min(2 * last_wait, _LONGEST_WAIT)
@@ -146,9 +144,8 @@ class ChampionFollower:
         try:
             remembered = self._remembered()
             version, run_id = remembered["version"], remembered["run_id"]
-            loaded = load(
-                open_bundle(self._folder / version_key(version, run_id)), version, run_id, device=self._engine.device
-            )
+            bundle = open_bundle(self._folder / version_key(version, run_id))
+            loaded = self._engine.load(bundle, version, run_id)
         except (KeyError, TypeError, OSError, RedoubtError):
             return
         self._swap(loaded, began)

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from redoubt.bundle import Bundle
 from redoubt.detection import Verdicts
 from serving.batcher import Batcher, Job
-from serving.model import LoadedModel, Prediction, predict
+from serving.model import LoadedModel, Prediction, load, predict
 from serving.probation import Probation
 from serving.problems import NotFound, NotReady, Problems
 from serving.settings import Settings
@@ -123,6 +124,14 @@ class Engine:
                 self.previous = self._current
             self._current = loaded
             self._probation.begin(loaded, self.previous)
+
+    def load(self, bundle: Bundle, version: str, run_id: str) -> LoadedModel:
+        """Bring a version into memory as the settings say, ready to answer.
+
+        Raises:
+            ArtifactError: when it cannot be served.
+        """
+        return load(bundle, version, run_id, device=self.device, quick=self._settings.accelerate)
 
     # -- answering ----------------------------------------------------------------------------------------------
 

@@ -61,6 +61,9 @@ class Settings(BaseSettings):
 
     # -- computing
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    accelerate: bool = Field(
+        True, description="On a CPU, a frozen form of the model answers batches where it is quicker, and the same"
+    )
     threads: int = Field(1, ge=1, le=256, description="torch threads within one operation")
     workers: int = Field(
         1, ge=1, le=64, description="Batches computed at a time; with one, the monitor sees strict arrival order"

@@ -57,7 +57,7 @@ def test_three_errors_convict(probation):
 @pytest.mark.parametrize("how", ["raises", "nan"])
 def test_a_champion_that_errs_loses_no_request_and_its_place(live, light, untrained, monkeypatch, how):
     light.folders |= {2: untrained, 3: untrained}
-    running = live(light)
+    running = live(light, accelerate=False)
     engine = running.server.engine
     light.number = 2
     wait_until(lambda: engine.current.version == "2")

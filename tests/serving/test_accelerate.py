@@ -1,0 +1,53 @@
+"""The frozen form of a model answers the same, is used where it is quicker, and is left aside where it is not."""
+
+import pytest
+import torch
+from torch import nn
+
+from redoubt.models import Architecture, build
+from serving import accelerate as room
+from serving.accelerate import Accelerated, accelerate
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    shape = Architecture(name="compact-cnn", num_classes=10, channels=1, size=8, mean=(0.3,), std=(0.4,))
+    return build(shape).eval().requires_grad_(False)
+
+
+def quick(form: str):
+    """A clock by which one form is the quicker one."""
+    return lambda what, x: 1.0 if isinstance(what, nn.Module) and not isinstance(what, torch.jit.ScriptModule) \
+        and form == "frozen" else 0.5
+
+
+def test_it_answers_the_same(model, monkeypatch):
+    monkeypatch.setattr(room, "_seconds", quick("frozen"))
+    found = accelerate(model, (1, 8, 8))
+    assert isinstance(found, Accelerated)
+    assert found.least == 1
+    with torch.inference_mode():
+        for n in (1, 2, 7, 40):
+            x = torch.rand(n, 1, 8, 8)
+            torch.testing.assert_close(found(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_where_it_is_no_quicker_the_model_itself_answers(model, monkeypatch):
+    monkeypatch.setattr(room, "_seconds", quick("neither"))
+    assert accelerate(model, (1, 8, 8)) is model
+
+
+def test_a_form_that_answers_otherwise_is_left_aside(model, monkeypatch, caplog):
+    monkeypatch.setattr(torch.jit, "optimize_for_inference", lambda traced: lambda x: traced(x) + torch.rand(10))
+    assert accelerate(model, (1, 8, 8)) is model
+    assert "answers otherwise" in caplog.text
+
+
+def test_what_cannot_be_traced_is_served_as_it_is(monkeypatch):
+    class Odd(nn.Module):
+        def forward(self, x):
+            raise ValueError("not while tracing") if torch.jit.is_tracing() else None
+
+    odd = Odd()
+    assert accelerate(odd, (1, 8, 8)) is odd
