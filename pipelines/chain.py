@@ -1,9 +1,11 @@
-"""The pipeline: prepare_data -> train -> evaluate, fit_detector -> register -> gate."""
+"""The pipeline: begin -> prepare_data -> train -> evaluate, fit_detector -> register -> gate."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from kfp import dsl
 
+from components.begin.component import begin
 from components.evaluate.component import evaluate
 from components.fit_detector.component import fit_detector
 from components.gate.component import gate
@@ -12,59 +14,88 @@ from components.register.component import register
 from components.train.component import train
 
 NAME = "redoubt"
+class Outputs(NamedTuple):
+    version: int
+    promoted: bool
+    reason: str
+Place = Callable[[str, dsl.PipelineTask], None]
 
 
-@dsl.pipeline(name=NAME, description="Train a classifier for its threat models, and let the gate decide on it.")
-def pipeline(
-    dataset: str = "digits",
-    architecture: str = "compact-cnn",
-    objective: str = "blend",
-    norm: str = "Linf",
-    epsilon: float = 0.1,
-    also: str = "[]",
-    epochs: int = 0,
-    steps: int = 5,
-    lam: float = 1.0,
-    plugins: str = "{}",
-    seed: int = 0,
-    start: str = "",
-    model_name: str = "redoubt",
-    tracking_uri: str = "http://mlflow:5000",
-    cause: str = "manual",
-    parent: int = 0,
-    data_dir: str = "",
-    image_size: int = 0,
-    limit: int = 0,
-    split_seed: int = 0,
-    data_checksum: str = "",
-    test_limit: int = 2000,
-    curve_n: int = 1000,
-    suite: str = "quick",
-    fpr: float = 0.01,
-) -> NamedTuple("Outputs", [("version", int), ("promoted", bool), ("reason", str)]):
-    """See `pipelines.parameters.RunParameters` for the meaning of each parameter."""
-    from collections import namedtuple
+def steps(place: Place, given: dict) -> dict[str, dsl.PipelineTask]:
+    """The chain's tasks, by their names, within a pipeline that is being defined.
 
-    data = prepare_data(dataset=dataset, data_dir=data_dir, image_size=image_size, limit=limit,
-                        split_seed=split_seed, data_checksum=data_checksum)
-    prepared = data.outputs["data"]
-    model = train(
-        data=prepared, architecture=architecture, objective=objective, norm=norm, epsilon=epsilon, also=also,
-        epochs=epochs, steps=steps, lam=lam, plugins=plugins, seed=seed, start=start,
-    ).outputs["model"]
-    evaluation = evaluate(data=prepared, model=model, norm=norm, epsilon=epsilon, test_limit=test_limit,
-                          curve_n=curve_n, suite=suite, seed=seed)
-    detector = fit_detector(data=prepared, model=model, fpr=fpr, seed=seed)
-    registered = register(
-        model=model, evaluation=evaluation.outputs["evaluation"], detector=detector.outputs["detector"],
-        model_name=model_name, tracking_uri=tracking_uri, cause=cause, parent=parent,
-    )
-    registered.set_caching_options(False)
-    judged = gate(
-        data=prepared, model_name=model_name, tracking_uri=tracking_uri, version=registered.outputs["Output"],
-        objective=objective, norm=norm, epsilon=epsilon, seed=seed,
-    )
-    judged.set_caching_options(False)
-    return namedtuple("Outputs", ["version", "promoted", "reason"])(
-        registered.outputs["Output"], judged.outputs["promoted"], judged.outputs["reason"]
-    )
+    Args:
+        place: called with each task, to say what its pod needs; must not change what it computes.
+        given: the pipeline's parameters, by their names.
+    """
+    def of(*names: str) -> dict:
+        return {name: given[name] for name in names}
+
+    made: dict[str, dsl.PipelineTask] = {}
+
+    def add(name: str, task: dsl.PipelineTask, cached: bool = True) -> dict:
+        if not cached:
+            task.set_caching_options(False)
+        place(name, task)
+        made[name] = task
+        return task.outputs
+
+    found = add("begin", begin(**of("dataset", "data_dir", "claim"), run=dsl.PIPELINE_JOB_ID_PLACEHOLDER), False)
+    data = add("prepare_data", prepare_data(
+        **of("dataset", "data_dir", "image_size", "limit", "split_seed", "data_checksum"),
+        fingerprint=found["Output"]))["data"]
+    model = add("train", train(data=data, **of(
+        "architecture", "objective", "norm", "epsilon", "also", "epochs", "steps", "lam", "plugins", "seed",
+        "start")))["model"]
+    evaluation = add("evaluate", evaluate(
+        data=data, model=model, **of("norm", "epsilon", "test_limit", "curve_n", "suite", "seed")))["evaluation"]
+    detector = add("fit_detector", fit_detector(data=data, model=model, **of("fpr", "seed")))["detector"]
+    version = add("register", register(
+        model=model, evaluation=evaluation, detector=detector, **of("model_name", "tracking_uri", "cause", "parent")),
+        False)["Output"]
+    add("gate", gate(data=data, version=version, **of(
+        "model_name", "tracking_uri", "objective", "norm", "epsilon", "seed")), False)
+    return made
+
+
+def define(place: Place = lambda name, task: None):
+    """The pipeline, with what `place` says of each task's pod."""
+    @dsl.pipeline(name=NAME, description="Train a classifier for its threat models, and let the gate decide on it.")
+    def pipeline(
+        dataset: str = "digits",
+        architecture: str = "compact-cnn",
+        objective: str = "blend",
+        norm: str = "Linf",
+        epsilon: float = 0.1,
+        also: str = "[]",
+        epochs: int = 0,
+        steps: int = 5,
+        lam: float = 1.0,
+        plugins: str = "{}",
+        seed: int = 0,
+        start: str = "",
+        model_name: str = "redoubt",
+        tracking_uri: str = "http://mlflow:5000",
+        cause: str = "manual",
+        parent: int = 0,
+        claim: str = "",
+        data_dir: str = "",
+        image_size: int = 0,
+        limit: int = 0,
+        split_seed: int = 0,
+        data_checksum: str = "",
+        test_limit: int = 2000,
+        curve_n: int = 1000,
+        suite: str = "quick",
+        fpr: float = 0.01,
+    ) -> Outputs:
+        """See `pipelines.parameters.RunParameters` for the meaning of each parameter."""
+        tasks = chain(place, dict(locals()))
+        judged = tasks["gate"].outputs
+        return Outputs(tasks["register"].outputs["Output"], judged["promoted"], judged["reason"])
+
+    return pipeline
+
+
+chain = steps   # the pipeline has a parameter of that name
+pipeline = define()

@@ -21,7 +21,7 @@ from components.context import CHECKPOINTS, MARK, PROGRESS
 from pipelines.parameters import RunParameters
 from redoubt.errors import RedoubtError
 
-STEPS = ("prepare_data", "train", "evaluate", "fit_detector", "register", "gate")
+STEPS = ("begin", "prepare_data", "train", "evaluate", "fit_detector", "register", "gate")
 
 
 @dataclass(frozen=True, kw_only=True)

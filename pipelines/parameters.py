@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, fields
 
 from redoubt.errors import InvalidInput, one_of
-from redoubt.models.torchvision import is_name
-from redoubt.registry import check_model_name
-from redoubt.threat import NORMS, ThreatModel, dump_threats, load_threats, parse_epsilon
-from redoubt.training.plugins import load_plugins
+from redoubt.names import check_model_name, is_torchvision
+from redoubt.threat import NORMS, ThreatModel, load_threats, parse_epsilon
 
 ARCHITECTURES = ("compact-cnn", "strided-cnn", "preactresnet-18", "wideresnet-28-10")
 OBJECTIVES = ("blend", "fast", "half", "mixed", "pgd", "standard", "trades")
@@ -39,6 +36,8 @@ class RunParameters:
         data_checksum: what the prepared data's checksum must be; empty for any.
         model_name, tracking_uri: where the model is registered.
         cause, parent: `manual`, or the campaign that is answered, and the champion it attacked (0 for none).
+        claim: name of the Lease that a run on a cluster creates before it trains, so that a campaign is answered once;
+            empty for a run that answers none.
         data_dir: where a local copy of the dataset lies; empty for the default places.
         image_size: resize pictures of a folder to this many pixels a side; 0 leaves them.
         limit, test_limit: use only so many training and test pictures; 0 uses all. The report states its n.
@@ -63,6 +62,7 @@ class RunParameters:
     tracking_uri: str = ""
     cause: str = "manual"
     parent: int = 0
+    claim: str = ""
     data_dir: str = ""
     image_size: int = 0
     limit: int = 0
@@ -76,14 +76,14 @@ class RunParameters:
     def __post_init__(self) -> None:
         if not self.dataset.startswith(("folder:", "npz:")):
             one_of(self.dataset, (*DATASETS, "folder:PATH", "npz:PATH"), "dataset")
-        if not is_name(self.architecture):
+        if not is_torchvision(self.architecture):
             one_of(self.architecture, (*ARCHITECTURES, "torchvision:NAME"), "architecture")
         one_of(self.objective, OBJECTIVES, "objective")
         one_of(self.norm, NORMS, "norm")
         one_of(self.suite, SUITES, "suite")
         object.__setattr__(self, "epsilon", parse_epsilon(self.epsilon, norm=self.norm))
         load_threats(self.also)
-        load_plugins(self.plugins)
+        _check_plugins(self.plugins)
         for name in ("epochs", "seed", "split_seed", "parent", "image_size", "limit", "test_limit"):
             if getattr(self, name) < 0:
                 raise InvalidInput(f"{name} must not be negative, not {getattr(self, name)}")
@@ -117,18 +117,14 @@ class RunParameters:
 
 
 def retraining(manifest: dict, threat: ThreatModel, *, parent: int, cause: str, **where) -> RunParameters:
-    """The run that answers a campaign: the parent's own parameters, covering its set and the new threat.
+    """The run that answers a campaign, checked; see `redoubt.retraining.run_parameters`."""
+    from redoubt.retraining import run_parameters
 
-    Args:
-        manifest: the parent version's manifest.
-        where: model_name, tracking_uri and fpr.
-    """
-    parameters = dict(manifest["parameters"])
-    if parameters["objective"] == "standard":
-        parameters |= {"objective": "blend", "epochs": 0}
-    parameters.pop("precision", None)
-    return RunParameters.from_json({
-        **parameters, **manifest["data"]["request"], "norm": threat.norm, "epsilon": threat.epsilon,
-        "also": dump_threats(load_threats(json.dumps(manifest["threats"]))),
-        "data_checksum": manifest["data"]["checksum"], "parent": parent, "cause": cause, **where,
-    })
+    return RunParameters.from_json(run_parameters(manifest, threat, parent=parent, cause=cause, **where))
+
+
+def _check_plugins(text: str) -> None:
+    if text != "{}":   # only then is it worth importing torch
+        from redoubt.training.plugins import load_plugins
+
+        load_plugins(text)

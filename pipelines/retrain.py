@@ -18,7 +18,8 @@ from pipelines.local import RunResult, execute, write_json
 from pipelines.parameters import retraining
 from redoubt.errors import RedoubtError
 from redoubt.registry import Registry
-from redoubt.threat import ThreatModel, covers
+from redoubt.retraining import already_judged, chosen_fpr
+from redoubt.threat import ThreatModel
 
 
 def main(folder: Path) -> int:
@@ -46,32 +47,13 @@ def answer(request: dict, folder: Path) -> RunResult:
     parent = registry.version(request["parent_version"])
     threat, cause = ThreatModel(request["norm"], request["epsilon"]), str(request["campaign"])
     done = already_judged(registry, threat, cause)
-    if done is not None:
-        return done
+    if done is not None:   # by a run that was killed before it could say so
+        return RunResult(status="promoted" if done.promoted else "refused", version=done.version, reason=done.reason)
     bundle = registry.fetch(parent, folder / "parent")
-    fpr = json.loads((bundle.folder / "detector.json").read_text())["fpr"] if bundle.has_detector else 0.01
-    parameters = retraining(bundle.manifest, threat, parent=parent.number, cause=cause, fpr=fpr,
+    parameters = retraining(bundle.manifest, threat, parent=parent.number, cause=cause, fpr=chosen_fpr(bundle),
                             model_name=request["model_name"], tracking_uri=request["tracking_uri"])
     write_json(folder / "parameters.json", parameters.to_json())
     return execute(parameters, folder)
-
-
-def already_judged(registry: Registry, threat: ThreatModel, cause: str) -> RunResult | None:
-    """The result of a run for the same campaign that the gate judged, but that was killed before it could say so.
-
-    A promotion that was decided and not carried out is carried out now, unless the champion has changed since.
-    """
-    for version in registry.versions():
-        decision = version.decision
-        if not decision or version.tags.get("cause") != cause or not covers(version.threats, threat):
-            continue
-        promoted, reason = decision["promoted"], decision["reason"]
-        if promoted:
-            over = registry.version(decision["champion"]) if decision["champion"] else None
-            if not registry.promote(version, over=over):
-                promoted, reason = False, "the champion changed before the promotion was carried out"
-        return RunResult(status="promoted" if promoted else "refused", version=version.number, reason=reason)
-    return None
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from redoubt.bundle import Bundle, open_bundle
 from redoubt.errors import InvalidInput, RegistryError
+from redoubt.names import check_model_name
 from redoubt.threat import ThreatModel, dump_threats, load_threats
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
@@ -59,12 +60,6 @@ class Version:
     def decision(self) -> dict | None:
         """The gate's decision record, None before it judged."""
         return json.loads(self.tags["decision"]) if "decision" in self.tags else None
-
-
-def check_model_name(name: str) -> None:
-    """Raise InvalidInput for a name that MLflow, a URL or a folder would misread."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise InvalidInput(f"model name {name!r}: use letters, digits, '.', '_' and '-', a letter or digit first")
 
 
 class Registry:

@@ -10,11 +10,13 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from redoubt.errors import InvalidInput, one_of
+
+if TYPE_CHECKING:   # torch takes seconds to import, and whoever only reads or compares threat models does not need it
+    import torch
+    from torch import Tensor
 
 NORMS = ("L2", "Linf")
 
@@ -64,6 +66,8 @@ class ThreatModel:
 
         `scale` ([N]) gives each image a ball of that multiple of epsilon, here and in `sample`.
         """
+        import torch
+
         if self.norm == "Linf":
             if scale is None:
                 return delta.clamp(-self.epsilon, self.epsilon)
@@ -80,6 +84,8 @@ class ThreatModel:
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """The unit step that increases a linear loss most: [N, ...] -> [N, ...]."""
+        import torch
+
         if self.norm == "Linf":
             return gradient.sign()
         # A sure model's gradients are so small that their squares are 0: scale by the largest entry first.
@@ -91,6 +97,8 @@ class ThreatModel:
         self, like: Tensor, generator: torch.Generator | None = None, scale: Tensor | None = None
     ) -> Tensor:
         """Perturbations drawn uniformly from the ball, shaped as `like` ([N, ...])."""
+        import torch
+
         if scale is not None:
             return self.sample(like, generator) * _rows(scale, like)
         if self.norm == "Linf":

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from redoubt.detection import Decision, Strength, all_clear, decide
 from redoubt.threat import ThreatModel, covered_epsilon, covers
-from serving.ledger import UNFINISHED, Campaign, Ledger
 from serving.model import LoadedModel
 from serving.problems import Problems
+from serving.records import UNFINISHED, Campaign, Ledger
 from serving.settings import Settings
 
 log = logging.getLogger("redoubt.serving")
@@ -68,11 +68,13 @@ class Campaigns:
         elif self._request is None or self._request.state not in UNFINISHED:
             self._close(self.current.outcome or "superseded", f"version {loaded.version} took over")
 
-    def see(self, flagged: bool, evidence: Tensor, *, alarm: bool, inputs: int, client: str = "") -> bool:
+    def see(
+        self, flagged: bool, evidence: Tensor | None, *, alarm: bool, inputs: int, client: str = ""
+    ) -> bool:
         """Take in one distinct input, in arrival order.
 
         Args:
-            evidence: [K], the detector's evidence for this input.
+            evidence: [K], the detector's evidence for this input; None where another replica saw it and kept it.
             alarm: whether the monitor's statistic stands above its threshold.
             inputs: distinct inputs since the monitor began.
             client: who sent it.
@@ -82,8 +84,9 @@ class Campaigns:
         """
         self._seen += 1
         if flagged:
-            self._keep(client, evidence)
             self._last_flagged = time.monotonic()
+        if flagged and evidence is not None:
+            self._keep(client, evidence)
             self._unjudged += 1
         if self.current is None:
             while self._evidence and self._evidence[0][0] <= self._seen - self._settings.lookback:

@@ -1,4 +1,4 @@
-"""Ways to have a retraining run carried out. Here: a child process. A cluster's launcher fits the same protocol."""
+"""Ways to have a retraining run carried out. Here: a child process; `serving/cluster/launcher.py` has the cluster's."""
 
 from __future__ import annotations
 
@@ -42,11 +42,14 @@ class Result:
 class Launcher(Protocol):
     """Carries out one retraining request at a time."""
 
-    def run(self, folder: Path, stop: Event) -> Result | None:
+    def run(self, folder: Path, stop: Event, attempt: int = 0) -> Result | None:
         """Start or find the run that `folder/request.json` describes, and follow it to its end.
 
-        Called again for the same folder after a restart, it must not cause a second run beside a living one, nor
-        after a finished one. Blocks; called in a thread of its own.
+        Called again for the same request after a restart, or by another replica, it must not cause a second run
+        beside a living one, nor after a finished one. Blocks; called in a thread of its own.
+
+        Args:
+            attempt: how many runs for this request failed before.
 
         Returns:
             How it ended; None when `stop` was set before, and the request is still owed.
@@ -70,7 +73,7 @@ class ChildProcessLauncher:
     def __init__(self, command: Sequence[str], *, timeout: float = 6 * 3600.0, grace: float = 10.0, poll: float = 0.2):
         self.command, self.timeout, self.grace, self.poll = list(command), timeout, grace, poll
 
-    def run(self, folder: Path, stop: Event) -> Result | None:
+    def run(self, folder: Path, stop: Event, attempt: int = 0) -> Result | None:
         deadline = time.monotonic() + self.timeout
         reason = ""
         while not stop.is_set():
@@ -124,6 +127,13 @@ def write_request(folder: Path, request: dict) -> None:
     temporary = folder / (REQUEST + ".new")
     temporary.write_text(json.dumps(request, indent=1))
     temporary.replace(folder / REQUEST)
+
+
+def write_step(folder: Path, step: str, **more) -> None:
+    """Note what a run that is carried out elsewhere is at, as a child would."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / PROGRESS).open("a") as file:
+        file.write(json.dumps({"at": time.time(), "step": step, "state": "running", **more}) + "\n")
 
 
 def take_result(folder: Path) -> Result | None:

@@ -1,4 +1,4 @@
-"""What must survive a restart: campaigns and retraining requests, in one SQLite file.
+"""The ledger of one server: campaigns and retraining requests in one SQLite file.
 
 A request is written here before anything is started for it, and the table itself refuses a campaign's second one.
 """
@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import json
 import math
-import secrets
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from redoubt.threat import ThreatModel
+from serving.records import Campaign, LedgerUnavailable, RetrainRequest, asked_for, forbidden, opened
 
-DAY = 24 * 3600.0
-UNFINISHED = ("pending", "running")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS campaigns (
   id TEXT PRIMARY KEY, model_name TEXT NOT NULL, model_version TEXT NOT NULL, state TEXT NOT NULL,
@@ -34,77 +32,7 @@ CREATE TABLE IF NOT EXISTS requests (
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Campaign:
-    """One continuous attack.
-
-    Attributes:
-        state: `open` or `closed`.
-        opened_at, closed_at: unix seconds.
-        model_version: the version that was attacked.
-        inputs_at_alarm: distinct inputs that the monitor had seen when it raised the alarm.
-        flagged: distinct flagged inputs that belong to it so far.
-        strength: {norm, estimate, low, high, n, harmless} as last estimated; None before there was enough evidence.
-        matched: the epsilon on the grid that answers this strength, asked for or not; None where there is none.
-        outcome: finding so far, final once closed; None while undecided. `answered`: a new champion covers it.
-            `covered`: the champion already did. `unanswered`: the gate refused, or the run failed, or the ceiling
-            forbids. `shift`: a change without malice. `faded`: it ended before there was enough to judge.
-            `superseded`: another version took over that does not cover it. `dry-run`: retraining is off.
-        reason: the last decision in words.
-    """
-
-    id: str
-    model_name: str
-    model_version: str
-    state: str
-    opened_at: float
-    closed_at: float | None
-    inputs_at_alarm: int
-    flagged: int
-    strength: dict | None
-    matched: float | None
-    outcome: str | None
-    reason: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetrainRequest:
-    """One wish for a stronger model.
-
-    Attributes:
-        round: 0, or how many of the campaign's requests came to nothing before this one.
-        state: `pending`, `running`, `promoted`, `refused` or `failed`.
-        attempts: runs that were started and failed.
-        next_attempt_at: unix seconds before which a pending request waits.
-    """
-
-    id: str
-    campaign: str
-    round: int
-    model_name: str
-    parent_version: str
-    norm: str
-    epsilon: float
-    state: str
-    attempts: int
-    reason: str | None
-    version: str | None
-    created_at: float
-    finished_at: float | None
-    next_attempt_at: float | None
-
-    def came_to_nothing(self, now: float, arrival: float) -> bool:
-        """Whether its campaign, still open at `now`, may have another request.
-
-        Args:
-            arrival: seconds within which a promoted version becomes the one that serves, and closes the campaign.
-        """
-        if self.state == "promoted":
-            return now - self.finished_at > arrival
-        return self.state not in UNFINISHED
-
-
-class Ledger:
+class SqliteLedger:
     """The ledger file of one home folder. Safe to use from every thread; other processes may share the file."""
 
     def __init__(self, file: Path):
@@ -124,11 +52,7 @@ class Ledger:
 
     def open_campaign(self, model_name: str, version: str, *, inputs: int, flagged: int) -> Campaign:
         """Write down a new campaign."""
-        campaign = Campaign(
-            id=_new_id("c"), model_name=model_name, model_version=version, state="open", opened_at=time.time(),
-            closed_at=None, inputs_at_alarm=inputs, flagged=flagged, strength=None, matched=None, outcome=None,
-            reason=None,
-        )
+        campaign = opened(model_name, version, inputs=inputs, flagged=flagged)
         with self._transaction() as sql:
             self._insert(sql, "campaigns", campaign)
         return campaign
@@ -171,15 +95,10 @@ class Ledger:
                     "SELECT * FROM requests WHERE model_name = ? ORDER BY created_at", (campaign.model_name,)
                 )
             ]
-            reason = _forbidden(earlier, campaign, threat, cool_down, daily_budget, arrival, now)
+            reason = forbidden(earlier, campaign, threat, cool_down, daily_budget, arrival, now)
             if reason:
                 return None, reason
-            request = RetrainRequest(
-                id=_new_id("r"), campaign=campaign.id, round=sum(past.campaign == campaign.id for past in earlier),
-                model_name=campaign.model_name, parent_version=campaign.model_version, norm=threat.norm,
-                epsilon=threat.epsilon, state="pending", attempts=0, reason=None, version=None, created_at=now,
-                finished_at=None, next_attempt_at=now,
-            )
+            request = asked_for(campaign, threat, earlier, now)
             self._insert(sql, "requests", request)
         return request, ""
 
@@ -216,7 +135,7 @@ class Ledger:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+        with self._lock, _explained():
             self._sql.execute("BEGIN IMMEDIATE")
             try:
                 yield self._sql
@@ -226,7 +145,7 @@ class Ledger:
             self._sql.execute("COMMIT")
 
     def _select(self, table: str, where: str, *values) -> list[sqlite3.Row]:
-        with self._lock:
+        with self._lock, _explained():
             return self._sql.execute(f"SELECT * FROM {table} WHERE {where}", values).fetchall()
 
     def _insert(self, sql: sqlite3.Connection, table: str, row) -> None:
@@ -243,24 +162,13 @@ class Ledger:
             sql.execute(f"UPDATE {table} SET {pairs} WHERE id = :id", values)
 
 
-def _forbidden(
-    earlier: list[RetrainRequest], campaign: Campaign, threat: ThreatModel, cool_down, budget, arrival, now
-) -> str:
-    """Why no request may be written now; empty if one may."""
-    own = [past for past in earlier if past.campaign == campaign.id]
-    refused = [past for past in own if past.state == "refused"]
-    if not all(past.came_to_nothing(now, arrival) for past in own):
-        return "this campaign already has its retraining request"
-    if any(past.norm == threat.norm and past.epsilon >= threat.epsilon for past in refused):
-        return f"the gate refused {threat} for this campaign, and its strength has not risen since"
-    if any(past.state in UNFINISHED for past in earlier):
-        return "another retraining run is not finished yet"
-    wait = max((past.finished_at for past in earlier), default=-cool_down) + cool_down - now
-    if wait > 0:
-        return f"cooling down for another {wait:.0f} s after the last retraining run"
-    if sum(past.created_at > now - DAY for past in earlier) >= budget:
-        return f"the daily budget of {budget} retraining runs is spent"
-    return ""
+@contextmanager
+def _explained() -> Iterator[None]:
+    """A disk that fails is a ledger that cannot be had, whatever stores it."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise LedgerUnavailable(str(error)) from error
 
 
 def _campaign(row: sqlite3.Row) -> Campaign:
@@ -270,7 +178,3 @@ def _campaign(row: sqlite3.Row) -> Campaign:
 
 def _plain(value):
     return json.dumps(value) if isinstance(value, dict) else value
-
-
-def _new_id(kind: str) -> str:
-    return f"{kind}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"

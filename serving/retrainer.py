@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sqlite3
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from serving.launcher import Launcher, Result, tidy, write_request
-from serving.ledger import Ledger, RetrainRequest
 from serving.problems import Problems
+from serving.records import Ledger, LedgerUnavailable, RetrainRequest
 from serving.settings import Settings
 
 log = logging.getLogger("redoubt.serving")
@@ -23,14 +22,18 @@ class Retrainer:
 
     Args:
         on_finished: called with a request that is promoted, refused or given up.
+        leads: whether this replica acts for all, now; always true for one server.
+        tell: called with what happens, for people elsewhere: one word, a sentence, and whether it is a warning.
     """
 
     def __init__(
         self, settings: Settings, ledger: Ledger, launcher: Launcher, problems: Problems,
-        on_finished: Callable[[RetrainRequest], None],
+        on_finished: Callable[[RetrainRequest], None], *, leads: Callable[[], bool] = lambda: True,
+        tell: Callable[[str, str, bool], None] = lambda reason, message, warning: None,
     ):
         self._settings, self._ledger, self._launcher, self._problems = settings, ledger, launcher, problems
-        self._on_finished = on_finished
+        self._on_finished, self._leads, self._tell = on_finished, leads, tell
+        self._interrupt = threading.Event()   # set to stop following a run, by the end of this server or of its term
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name="retrainer", daemon=True)
 
@@ -44,9 +47,14 @@ class Retrainer:
     def stop(self) -> None:
         """End a running child and the thread; what is unfinished stays in the ledger for the next start."""
         self._stop.set()
-        self._wake.set()
+        self.let_go()
         if self._thread.is_alive():
             self._thread.join(timeout=20)
+
+    def let_go(self) -> None:
+        """Stop following a run: another replica leads. It stays in the ledger, as what is unfinished."""
+        self._interrupt.set()
+        self._wake.set()
 
     def folder(self, request: RetrainRequest) -> Path:
         """Where the request's files lie."""
@@ -60,19 +68,28 @@ class Retrainer:
         self._tidy_all()
         while not self._stop.is_set():
             try:
-                request = self._ledger.due(self._settings.model_name)
-                if request is not None:
-                    self._carry_out(request)
+                if self.work_off():
                     continue
                 self._problems.clear("retraining")
-            except (sqlite3.Error, OSError) as error:   # a full or broken disk: what is owed is tried again
+            except (LedgerUnavailable, OSError) as error:   # a full or broken disk: what is owed is tried again
                 self._problems.note("retraining", f"{type(error).__name__}: {error}")
             self._wake.wait(1.0)
             self._wake.clear()
 
+    def work_off(self) -> bool:
+        """Carry out the request that is due, if there is one. Whether there was.
+
+        Raises:
+            LedgerUnavailable, OSError: when the ledger or the disk fails; the request stays owed.
+        """
+        request = self._ledger.due(self._settings.model_name) if self._leads() else None
+        if request is not None:
+            self._carry_out(request)
+        return request is not None
+
     def _tidy_all(self) -> None:
         """What an end between a result and the tidying left."""
-        with contextlib.suppress(sqlite3.Error, OSError):
+        with contextlib.suppress(LedgerUnavailable, OSError):
             for request in self._ledger.requests():
                 if request.finished_at is not None:
                     tidy(self.folder(request))
@@ -84,9 +101,15 @@ class Retrainer:
             "tracking_uri": settings.tracking_uri, "home": str(settings.home), "norm": request.norm,
             "epsilon": request.epsilon, "parent_version": request.parent_version,
         })
+        word = "RetrainStarted" if request.state == "pending" else "RetrainResumed"
         request = self._ledger.update_request(request, state="running")
+        self._interrupt.clear()
+        if self._stop.is_set() or not self._leads():
+            self._interrupt.set()
+        self._tell(word, f"{request.id}: {request.norm} {request.epsilon:.4g} for {request.campaign}, attempt "
+                         f"{request.attempts + 1}", False)
         try:
-            result = self._launcher.run(folder, self._stop)
+            result = self._launcher.run(folder, self._interrupt, request.attempts)
         except Exception as error:   # a launcher is a plug-in: its fault is one failed attempt, not the thread's end
             log.exception("the launcher failed")
             result = Result(status="failed", reason=f"the launcher failed: {error}")
@@ -107,6 +130,7 @@ class Retrainer:
     def _record(self, request: RetrainRequest, result: Result) -> RetrainRequest:
         log.info("retraining request %s: %s (%s)", request.id, result.status, result.reason)
         now = time.time()
+        self._announce(request, result)
         if result.status != "failed":
             return self._ledger.update_request(
                 request, state=result.status, version=result.version, reason=result.reason, finished_at=now,
@@ -121,3 +145,10 @@ class Retrainer:
         return self._ledger.update_request(
             request, state="pending", attempts=attempts, reason=result.reason, next_attempt_at=now + wait,
         )
+
+    def _announce(self, request: RetrainRequest, result: Result) -> None:
+        last = request.attempts + 1 >= self._settings.retrain_attempts
+        word = {"promoted": "RetrainPromoted", "refused": "RetrainRefused"}.get(
+            result.status, "RetrainGivenUp" if last else "RetrainFailed")
+        made = f", version {result.version}" if result.version else ""
+        self._tell(word, f"{request.id} for {request.campaign}{made}: {result.reason}", result.status != "promoted")

@@ -10,17 +10,22 @@ import threading
 import time
 from dataclasses import asdict
 
+from redoubt.cluster.kubernetes import Kubernetes
+from redoubt.errors import RedoubtError
 from redoubt.registry import Registry
 from serving.champion import ChampionFollower, Champions
+from serving.cluster.replica import join, kfp_launcher
+from serving.cluster.watch import SharedWatch
 from serving.engine import Engine, Seen
 from serving.feedback import Feedback
 from serving.home import take_home
 from serving.launcher import ChildProcessLauncher, Launcher, read_step
-from serving.ledger import Ledger, RetrainRequest
+from serving.ledger import SqliteLedger
 from serving.live.feed import Feed
 from serving.model import LoadedModel
 from serving.problems import HomeUnusable, NotFound, Problems
 from serving.quarantine import Quarantine
+from serving.records import Ledger, LedgerUnavailable, RetrainRequest
 from serving.retrainer import Retrainer
 from serving.security import Access, Audit
 from serving.settings import Settings
@@ -41,14 +46,18 @@ class Server:
 
     Args:
         registry: where champions come from; the settings' MLflow when None.
-        launcher: who carries out retraining runs; child processes when None.
+        launcher: who carries out retraining runs; the one that the settings name when None.
+        kubernetes: the API server; that of the cluster that this process runs in when None. Only for the ledger there.
 
     Raises:
         HomeUnusable: when the home folder or its ledger cannot be used, or another server holds it.
         InvalidInput: when the settings would let strangers in, or need a library that is missing.
     """
 
-    def __init__(self, settings: Settings, *, registry: Champions | None = None, launcher: Launcher | None = None):
+    def __init__(
+        self, settings: Settings, *, registry: Champions | None = None, launcher: Launcher | None = None,
+        kubernetes: Kubernetes | None = None,
+    ):
         self.settings, self.problems = settings, Problems()
         self.access, self.traces = Access(settings), Traces(settings.traces)
         # A registry that is down should be noticed within a poll or two, not after minutes of MLflow's own retries.
@@ -56,15 +65,17 @@ class Server:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         self._home = take_home(settings.home)
         try:
-            self.ledger = Ledger(settings.home / "ledger.db")
-        except (OSError, sqlite3.Error) as error:
+            self.replica = None if settings.ledger == "sqlite" else join(settings, self.problems, kubernetes)
+            self.ledger: Ledger = self.replica.ledger if self.replica else _sqlite(settings)
+            launcher = launcher or self._launcher()
+        except RedoubtError:
             self._home.close()
-            raise HomeUnusable(f"the ledger {settings.home / 'ledger.db'} cannot be opened: {error}") from None
+            raise
         self.draining, self.admission = False, None   # the HTTP layer sets both
         self._stop, self._counting = threading.Event(), threading.Lock()
         self._total = self._failed = 0
         self._watchers()
-        self.watch = Watch(settings, self.ledger, self.problems, self._request_made)
+        self.watch = self._watch()
         self.engine = Engine(settings, self.problems, self._observe, self._convicted)
         self.champion = ChampionFollower(
             registry or Registry(settings.tracking_uri, settings.model_name), self.engine, self.problems,
@@ -72,10 +83,11 @@ class Server:
             on_model=self._on_model,
         )
         self.retrainer = Retrainer(
-            settings, self.ledger,
-            launcher or ChildProcessLauncher(settings.retrain_command, timeout=settings.retrain_timeout_seconds),
-            self.problems, self._request_finished,
+            settings, self.ledger, launcher, self.problems, self._request_finished, leads=self._leads,
+            tell=self._event,
         )
+        if self.replica is not None:
+            self.replica.leadership.on_change = self._elected
         self._ticker = threading.Thread(target=self._tick, name="tick", daemon=True)
 
     def _watchers(self) -> None:
@@ -103,6 +115,8 @@ class Server:
 
     def start(self) -> None:
         """Start every thread; the first model is loaded in the background."""
+        if self.replica is not None:
+            self.replica.leadership.start()
         self.champion.start()
         if self.settings.retrain:
             self.retrainer.start()
@@ -127,6 +141,8 @@ class Server:
         for helper in (self.quarantine, self.webhook, self.traces, self.audit):
             if helper is not None:
                 helper.stop()
+        if self.replica is not None:
+            self.replica.stop()
         self.ledger.close()
         self._home.close()
 
@@ -166,6 +182,36 @@ class Server:
         self.metrics.rollbacks.inc()
         self.champion.reject(loaded, reason)
 
+    # -- as one of several --------------------------------------------------------------------------------------
+
+    def _launcher(self) -> Launcher:
+        settings = self.settings
+        if settings.launcher == "kfp":
+            return kfp_launcher(settings, self.replica.kubernetes, self.problems)
+        return ChildProcessLauncher(settings.retrain_command, timeout=settings.retrain_timeout_seconds)
+
+    def _watch(self) -> Watch | SharedWatch:
+        arguments = (self.settings, self.ledger, self.problems, self._request_made)
+        if self.replica is None:
+            return Watch(*arguments)
+        return SharedWatch(*arguments, leadership=self.replica.leadership, exchange=self.replica.exchange)
+
+    def _leads(self) -> bool:
+        """Whether this server acts for all: always where it is alone."""
+        return self.replica is None or self.replica.leadership.leads
+
+    def _elected(self, leads: bool) -> None:
+        if leads:
+            self.retrainer.wake()
+        else:
+            self.retrainer.let_go()
+
+    def _event(self, reason: str, message: str, warning: bool) -> None:
+        if self.replica is not None:
+            self.replica.events.tell(reason, message, warning=warning)
+
+    # -- what follows -------------------------------------------------------------------------------------------
+
     def _request_made(self) -> None:
         self.retrainer.wake()
 
@@ -184,7 +230,7 @@ class Server:
         while not self._stop.wait(1.0):
             began = time.monotonic()
             self.watch.tick()
-            with contextlib.suppress(sqlite3.Error):   # the watch has noted it; what is told is told late, not lost
+            with contextlib.suppress(LedgerUnavailable):   # the watch has noted it; what is told is told late, not lost
                 self._tell()
             self._show()
             self._stop.wait(max(0.0, time.monotonic() - began - 1))   # a slow disk is not asked more often
@@ -193,7 +239,7 @@ class Server:
         """Make the live page's next frame. A page without a frame is no reason to stop the clock."""
         try:
             self.feed.make(self.status(), self.engine.current, self.retrainer.folder_of)
-        except (sqlite3.Error, OSError, ValueError) as error:
+        except (LedgerUnavailable, OSError, ValueError) as error:
             log.warning("the live page could not be brought up to date: %s", error)
 
     def _tell(self) -> None:
@@ -213,7 +259,7 @@ class Server:
                 self.metrics.campaigns.labels(row["outcome"] or "none").inc()
             elif kind in ("retrain.promoted", "retrain.refused", "retrain.failed"):
                 self.metrics.retrains.labels(row["state"]).inc()
-            if self.webhook is not None:
+            if self.webhook is not None and self._leads():   # one of the replicas tells it
                 self.webhook.send(kind, row)
 
     # -- how it stands ------------------------------------------------------------------------------------------
@@ -236,10 +282,12 @@ class Server:
             "ready": loaded is not None and not self.draining,
             "problem": str(self.problems) or None,
             "problems": self.problems.current(),
+            "replica": None if self.replica is None else
+            {"name": self.replica.leadership.replica, "leads": self._leads()},
             "champion": None if loaded is None else self._champion(loaded),
             "monitor": self.watch.monitor_status(),
             "campaigns": campaigns,
-            "retrains": [self._retrain(request) for request in self.ledger.requests()],
+            "retrains": [self._retrain(request) for request in self._requests()],
             "swaps": list(self.champion.swaps),
             "requests": {"total": self._total, "failed": self._failed},
             "queue": {"inputs": self.engine.batcher.depth, "in_flight": self._in_flight()},
@@ -256,6 +304,13 @@ class Server:
             "name": self.settings.model_name, "version": loaded.version, "threats": threats,
             "loaded_at": loaded.loaded_at,
         }
+
+    def _requests(self) -> list[RetrainRequest]:
+        try:
+            return self.ledger.requests()
+        except LedgerUnavailable as error:   # of a cluster that does not answer: everything else can be told
+            self.problems.note("ledger", str(error))
+            return []
 
     def _retrain(self, request: RetrainRequest) -> dict:
         row = asdict(request)
@@ -274,3 +329,10 @@ class Server:
             "champion": (loaded.version, f"{max(epsilons, default=0):g}") if loaded else None,
             "faults": sorted(self.problems.current()),
         }
+
+
+def _sqlite(settings: Settings) -> SqliteLedger:
+    try:
+        return SqliteLedger(settings.home / "ledger.db")
+    except (OSError, sqlite3.Error) as error:
+        raise HomeUnusable(f"the ledger {settings.home / 'ledger.db'} cannot be opened: {error}") from None

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from redoubt.detection.matching import CEILING, FLOOR, MINIMUM, RATIO
 from redoubt.errors import InvalidInput
-from redoubt.registry import check_model_name
+from redoubt.names import check_model_name
 from redoubt.threat import ThreatModel
 
 
@@ -163,6 +163,40 @@ class Settings(BaseSettings):
     backoff_seconds: float = Field(30.0, ge=0, description="Wait after the first failed attempt; doubles each time")
     retrain_timeout_seconds: float = Field(6 * 3600.0, gt=0, description="Longest that one attempt may run")
 
+    # -- on a cluster (docs/cluster.md)
+    ledger: Literal["sqlite", "kubernetes"] = Field(
+        "sqlite", description="Where campaigns are kept: a file in HOME for one server, or a Lease and ConfigMaps that "
+        "replicas share"
+    )
+    launcher: Literal["child", "kfp"] = Field(
+        "child", description="Who carries out retraining runs: a child process, or Kubeflow Pipelines"
+    )
+    namespace: str = Field("", description="Namespace of Lease, ConfigMaps and claims; empty means the pod's own")
+    ledger_name: str = Field(
+        "", description="Beginning of the names of Lease and ConfigMaps; empty makes it from the model's name"
+    )
+    replica: str = Field("", description="This replica's name, best the pod's; empty means the host's name")
+    pod_uid: str = Field("", description="The pod's uid, so that its description shows the Events")
+    lease_seconds: float = Field(
+        15.0, ge=3, le=300, description="Seconds without a sign of the leader before another replica leads"
+    )
+    kfp_endpoint: str = Field(
+        "", description="Address of the Kubeflow Pipelines API, such as http://ml-pipeline.kubeflow:8888"
+    )
+    kfp_namespace: str = Field("", description="Profile namespace of the runs, on a multi-user server")
+    kfp_pipeline: str = Field("", description="Id of the pipeline that retrains; `redoubt compile --upload` prints it")
+    kfp_version: str = Field("", description="Id of its version: nothing else is ever started")
+    kfp_experiment: str = Field("redoubt-retraining", description="Experiment that holds the retraining runs")
+    kfp_service_account: str = Field("", description="Service account of a run's pods; empty means the default")
+    kfp_token_file: Path | None = Field(
+        None, description="Projected service-account token for the API, read anew for every call; empty sends none"
+    )
+    kfp_ca_file: Path | None = Field(None, description="Authority to trust for the API instead of the system's")
+    kfp_poll_seconds: float = Field(5.0, gt=0, le=600, description="Seconds between two looks at a run")
+    run_tracking_uri: str = Field(
+        "", description="MLflow's address as a run's pods see it; empty means the same as this server's"
+    )
+
     @field_validator("proxies")
     @classmethod
     def _networks(cls, proxies: list[str]) -> list[str]:
@@ -192,6 +226,15 @@ class Settings(BaseSettings):
             raise ValueError("oidc_issuer and oidc_audience go together: give both or neither")
         if self.webhook_url and not self.webhook_url.startswith(("http://", "https://")):
             raise ValueError("webhook_url must begin with http:// or https://")
+        if self.launcher == "kfp":
+            lacking = [name for name in ("kfp_endpoint", "kfp_pipeline", "kfp_version") if not getattr(self, name)]
+            if lacking:
+                raise ValueError(f"launcher kfp needs {', '.join('REDOUBT_' + name.upper() for name in lacking)}")
+        if (self.launcher == "kfp" and self.ledger != "kubernetes") or (
+            self.retrain and self.ledger == "kubernetes" and self.launcher != "kfp"
+        ):
+            raise ValueError("a run claims its campaign by a Lease: REDOUBT_LEDGER=kubernetes and REDOUBT_LAUNCHER=kfp "
+                             "go together, unless REDOUBT_RETRAIN=false")
         object.__setattr__(self, "home", self.home.expanduser().absolute())
         if not self.tracking_uri:
             chosen = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home / 'mlflow.db'}"

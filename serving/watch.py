@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -11,9 +10,9 @@ from torch import Tensor
 
 from redoubt.detection import Monitor, RecentInputs, Verdicts
 from serving.campaigns import Campaigns
-from serving.ledger import Ledger
 from serving.model import LoadedModel
 from serving.problems import Problems
+from serving.records import Ledger, LedgerUnavailable
 from serving.settings import Settings
 
 
@@ -85,7 +84,7 @@ class Watch:
         """Run a step that writes to the ledger. A disk that fails is a problem to show, not a request to lose."""
         try:
             return step(*args, **named)
-        except sqlite3.Error as error:
+        except LedgerUnavailable as error:
             self._problems.note("ledger", str(error))
             return None
 

@@ -9,9 +9,12 @@ from components.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def prepare_data(
     data: Output[Dataset], dataset: str, data_dir: str, image_size: int, limit: int, split_seed: int,
-    data_checksum: str,
+    data_checksum: str, fingerprint: str,
 ) -> str:
-    """Read a dataset and write its disjoint, checksummed splits. Returns the checksum."""
+    """Read a dataset and write its disjoint, checksummed splits. Returns the checksum.
+
+    The fingerprint is not read: it makes the cache miss when the data have changed under the same name.
+    """
     from pathlib import Path
 
     from components.context import step

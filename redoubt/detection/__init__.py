@@ -3,10 +3,10 @@
 from redoubt.detection.detector import Detector
 from redoubt.detection.fit import FitConfig, fit
 from redoubt.detection.matching import Decision, decide, match
-from redoubt.detection.monitor import Monitor, RecentInputs, all_clear
+from redoubt.detection.monitor import Monitor, RecentInputs, all_clear, digest
 from redoubt.detection.verdicts import Strength, Verdicts
 
 __all__ = [
     "Decision", "Detector", "FitConfig", "Monitor", "RecentInputs", "Strength", "Verdicts", "all_clear", "decide",
-    "fit", "match",
+    "digest", "fit", "match",
 ]

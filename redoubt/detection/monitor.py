@@ -61,6 +61,23 @@ class Monitor:
             alarm = alarm or self.statistic >= self.threshold
         return bool(alarm)
 
+    def update_interval(self, *, flagged: int, passed: int) -> bool:
+        """Take the verdicts of an interval whose order is not known, as the sum of several sources has none.
+
+        They count as if the flagged ones had come first, and the statistic is looked at once, at the interval's end.
+        Of all orders this one ends lowest, because the ones that are added on the way are multiplied by the factors
+        that follow: the bound on false alarms holds whatever the order was.
+
+        Returns:
+            Whether the statistic stands at or above the threshold at the interval's end.
+        """
+        for count, factor in ((flagged, self._on_flag), (passed, self._on_pass)):
+            if count > 0:   # R a^n + a + a^2 + ... + a^n, in logarithms
+                largest = np.maximum(factor, count * factor)   # of a, ..., a^n: the last where a > 1, else the first
+                rest = np.log1p(-np.exp(-count * np.abs(factor))) - np.log1p(-np.exp(-np.abs(factor)))
+                self._log = np.logaddexp(self._log + count * factor, largest + rest)
+        return self.statistic >= self.threshold
+
     @property
     def statistic(self) -> float:
         """Logarithm of the e-detector; -inf before the first verdict."""
@@ -116,8 +133,10 @@ class RecentInputs:
 
         The digest is of the values as float32 and of the shape, so the same picture counts once whichever way it came.
         """
-        pixels = np.ascontiguousarray(pixels, dtype=np.float32) + np.float32(0)   # -0.0 becomes 0.0
-        digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).digest()
+        return self.is_new_digest(digest(pixels))
+
+    def is_new_digest(self, digest: bytes) -> bool:
+        """Like `is_new`, for an input of which only the digest is known."""
         known = digest in self._seen
         self._seen[digest] = None
         self._seen.move_to_end(digest)
@@ -127,6 +146,12 @@ class RecentInputs:
 
     def __len__(self) -> int:
         return len(self._seen)
+
+
+def digest(pixels: np.ndarray) -> bytes:
+    """What tells one input (any shape) from another, in 16 bytes."""
+    pixels = np.ascontiguousarray(pixels, dtype=np.float32) + np.float32(0)   # -0.0 becomes 0.0
+    return hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).digest()
 
 
 def all_clear(recent: Sequence[bool], *, null_rate: float, window: int = 200) -> bool:

@@ -12,8 +12,9 @@ from redoubt.errors import InvalidInput, one_of
 from redoubt.models.compact import CompactCNN
 from redoubt.models.preact import PreActResNet18
 from redoubt.models.strided import StridedCNN
-from redoubt.models.torchvision import PREFIX, TorchvisionNetwork, is_name
+from redoubt.models.torchvision import PREFIX, TorchvisionNetwork
 from redoubt.models.wide import WideResNet
+from redoubt.names import is_torchvision
 
 BODIES = {"compact-cnn": CompactCNN, "strided-cnn": StridedCNN, "preactresnet-18": PreActResNet18,
           "wideresnet-28-10": WideResNet}
@@ -39,7 +40,7 @@ class Architecture:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not is_name(self.name):
+        if not is_torchvision(self.name):
             one_of(self.name, (*BODIES, f"{PREFIX}NAME"), "architecture")
         object.__setattr__(self, "mean", tuple(self.mean))
         object.__setattr__(self, "std", tuple(self.std))
@@ -72,7 +73,7 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(architecture.mean).view(shape))
         self.register_buffer("std", torch.tensor(architecture.std).view(shape))
         shape = {"channels": architecture.channels, "size": architecture.size, "num_classes": architecture.num_classes}
-        if is_name(architecture.name):
+        if is_torchvision(architecture.name):
             self.body = TorchvisionNetwork(architecture.name.removeprefix(PREFIX), **shape)
         else:
             self.body = BODIES[architecture.name](**shape)

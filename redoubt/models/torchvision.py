@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,11 +11,6 @@ from redoubt.errors import InvalidInput
 PREFIX = "torchvision:"
 _FIXED = ("vit_", "maxvit", "swin")   # made for 224 pixels: patches and windows must come out even
 _LEAST = 64    # networks made for 224 pixels halve five times; below this nothing would be left to look at
-
-
-def is_name(name: str) -> bool:
-    """Whether `name` has the form `torchvision:resnet18`; whether torchvision knows it is found out by building it."""
-    return re.fullmatch(r"torchvision:[a-z0-9_]+", name) is not None
 
 
 class TorchvisionNetwork(nn.Module):

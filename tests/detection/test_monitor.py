@@ -136,3 +136,29 @@ def test_normal_traffic_gives_the_all_clear_and_an_attack_does_not():
     attack = np.mean([all_clear(list(random.random(200) < 0.15), null_rate=NULL) for _ in range(300)])
     assert normal > 0.93
     assert attack == 0
+
+
+@pytest.mark.parametrize("flagged, passed", [(0, 5), (3, 0), (2, 7), (40, 400), (300, 0), (0, 5000)])
+def test_an_interval_counts_as_if_its_flags_came_first(flagged, passed):
+    one, other = Monitor(0.02), Monitor(0.02)
+    for monitor in (one, other):
+        monitor.update([True, False, False])
+    one.update([True] * flagged + [False] * passed)
+    other.update_interval(flagged=flagged, passed=passed)
+    assert other.state()["log"] == pytest.approx(one.state()["log"], rel=1e-9)
+
+
+def test_no_order_of_an_interval_ends_lower():
+    rng = np.random.default_rng(0)
+    least = Monitor(0.02)
+    least.update_interval(flagged=5, passed=30)
+    for _ in range(200):
+        monitor = Monitor(0.02)
+        monitor.update(rng.permutation([True] * 5 + [False] * 30).tolist())
+        assert monitor.statistic >= least.statistic - 1e-12
+
+
+def test_an_interval_of_a_million_overflows_nothing():
+    monitor = Monitor(0.02)
+    assert monitor.update_interval(flagged=1_000_000, passed=0)
+    assert math.isfinite(monitor.statistic)

@@ -16,7 +16,7 @@ from redoubt.detection import Strength, Verdicts
 from redoubt.errors import RegistryError
 from redoubt.registry import Version
 from redoubt.threat import ThreatModel
-from serving.ledger import Ledger
+from serving.ledger import SqliteLedger
 from serving.model import LoadedModel
 from serving.problems import Problems
 from serving.watch import Watch
@@ -87,7 +87,7 @@ class Scene:
     """A watch, its ledger, and traffic as a string: `c` clean, `a` attacked, each input different from the rest."""
 
     def __init__(self, settings):
-        self.ledger = Ledger(settings.home / "ledger.db")
+        self.ledger = SqliteLedger(settings.home / "ledger.db")
         self.asked = []
         self.problems = Problems()
         self.watch = Watch(settings, self.ledger, self.problems, lambda: self.asked.append(1))

@@ -1,11 +1,11 @@
-import sqlite3
 import threading
 import time
 
 import pytest
 
 from redoubt.threat import ThreatModel
-from serving.ledger import Ledger
+from serving.ledger import SqliteLedger
+from serving.records import LedgerUnavailable
 
 WEAK, STRONG = ThreatModel("Linf", 0.1), ThreatModel("Linf", 0.2)
 FREE = {"cool_down": 0.0, "daily_budget": 100}
@@ -13,7 +13,7 @@ FREE = {"cool_down": 0.0, "daily_budget": 100}
 
 @pytest.fixture
 def ledger(tmp_path):
-    ledger = Ledger(tmp_path / "ledger.db")
+    ledger = SqliteLedger(tmp_path / "ledger.db")
     yield ledger
     ledger.close()
 
@@ -27,12 +27,12 @@ def finish(ledger, request, state, at=1.0):
 
 
 def test_a_campaign_survives_closing_the_file(tmp_path):
-    first = Ledger(tmp_path / "ledger.db")
+    first = SqliteLedger(tmp_path / "ledger.db")
     opened = campaign(first)
     strength = {"norm": "Linf", "estimate": 0.1, "low": 0.09, "high": 0.11, "n": 64}
     changed = first.update_campaign(opened, strength=strength, matched=0.11)
     first.close()
-    second = Ledger(tmp_path / "ledger.db")
+    second = SqliteLedger(tmp_path / "ledger.db")
     assert second.running_campaign("digits") == changed
     assert changed.strength == strength
     assert second.running_campaign("letters") is None
@@ -73,7 +73,7 @@ def test_after_a_refusal_only_a_stronger_attack_asks_again(ledger):
 
 def test_the_table_itself_refuses_a_second_request(ledger):
     request, _ = ledger.ask(campaign(ledger), WEAK, **FREE)
-    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"), ledger._transaction() as sql:
+    with pytest.raises(LedgerUnavailable, match="UNIQUE"), ledger._transaction() as sql:
         sql.execute("INSERT INTO requests SELECT 'other', campaign, round, model_name, parent_version, norm, epsilon, "
                     "state, attempts, reason, version, created_at, finished_at, next_attempt_at FROM requests")
     assert ledger.requests() == [request]
@@ -84,7 +84,7 @@ def test_two_servers_ask_at_once_and_one_is_heard(ledger, tmp_path):
     asked = []
 
     def ask():
-        other = Ledger(tmp_path / "ledger.db")
+        other = SqliteLedger(tmp_path / "ledger.db")
         asked.append(other.ask(opened, WEAK, **FREE)[0])
         other.close()
 

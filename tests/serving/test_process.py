@@ -16,7 +16,7 @@ from serving_support import CHILD, wait_until
 from redoubt.threat import ThreatModel
 from serving.__main__ import main
 from serving.home import take_home
-from serving.ledger import Ledger
+from serving.ledger import SqliteLedger
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,7 +69,7 @@ def test_one_home_has_one_server_and_sigkill_lets_it_go(tmp_path, capsys, monkey
     home = tmp_path / "a home"
     runs = home / "runs.txt"
     monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)   # a second server would serve for ever
-    ledger = Ledger(home / "ledger.db")
+    ledger = SqliteLedger(home / "ledger.db")
     ledger.ask(ledger.open_campaign("digits", "1", inputs=10, flagged=70), ThreatModel("Linf", 0.1), cool_down=0,
                daily_budget=1)
     ledger.close()
@@ -132,7 +132,7 @@ class Process:
 
 def test_a_run_that_sigterm_interrupts_is_finished_once(tmp_path, mlflow_uri):
     home = tmp_path / "a home"
-    ledger = Ledger(home / "ledger.db")
+    ledger = SqliteLedger(home / "ledger.db")
     campaign = ledger.open_campaign("digits", "1", inputs=10, flagged=70)
     asked, _ = ledger.ask(campaign, ThreatModel("Linf", 0.1), cool_down=0, daily_budget=1)
     (home / "plan.txt").write_text("hang refused")

@@ -6,7 +6,7 @@ from serving_support import wait_until
 
 from redoubt.threat import ThreatModel
 from serving.launcher import Result
-from serving.ledger import Ledger
+from serving.ledger import SqliteLedger
 from serving.problems import Problems
 from serving.retrainer import Retrainer
 
@@ -17,7 +17,7 @@ class Scripted:
     def __init__(self, *answers):
         self.answers, self.folders = list(answers), []
 
-    def run(self, folder, stop: threading.Event):
+    def run(self, folder, stop: threading.Event, attempt=0):
         assert (folder / "request.json").exists()
         for leftover in ("parent", "artifacts"):
             (folder / leftover).mkdir(exist_ok=True)
@@ -40,7 +40,7 @@ def scene(settings):
 
     def make(*answers, **changes):
         chosen = settings(**changes)
-        ledger = Ledger(chosen.home / "ledger.db")
+        ledger = SqliteLedger(chosen.home / "ledger.db")
         campaign = ledger.open_campaign("digits", "1", inputs=1, flagged=1)
         assert ledger.ask(campaign, ThreatModel("L2", 0.5), cool_down=0, daily_budget=1)[0]
         launcher, finished = Scripted(*answers), []
@@ -113,7 +113,7 @@ def test_an_attempt_that_failed_keeps_its_folders_for_the_next(scene):
 
 def test_what_an_earlier_server_left_is_removed_at_the_start(settings):
     chosen = settings()
-    ledger = Ledger(chosen.home / "ledger.db")
+    ledger = SqliteLedger(chosen.home / "ledger.db")
     request, _ = ledger.ask(
         ledger.open_campaign("digits", "1", inputs=1, flagged=1), ThreatModel("L2", 0.5), cool_down=0, daily_budget=1
     )
@@ -128,7 +128,7 @@ def test_what_an_earlier_server_left_is_removed_at_the_start(settings):
 
 def test_a_run_after_a_promotion_in_vain_answers_under_another_name(settings):
     chosen = settings()
-    ledger = Ledger(chosen.home / "ledger.db")
+    ledger = SqliteLedger(chosen.home / "ledger.db")
     campaign = ledger.open_campaign("digits", "1", inputs=1, flagged=1)
     names = []
     for state in ("failed", "promoted", "promoted"):

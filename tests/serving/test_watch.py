@@ -1,12 +1,12 @@
 """The watch with a detector that flags and measures as the test says: what it counts, and what it outlives."""
 
-import sqlite3
 import time
 from dataclasses import replace
 
 from serving_support import Scene, model
 
 from redoubt.threat import ThreatModel
+from serving.records import LedgerUnavailable
 
 
 def test_clean_traffic_raises_nothing(scene):
@@ -99,7 +99,7 @@ def test_verdicts_of_a_version_that_no_longer_serves_are_left_aside(scene):
 
 def test_a_ledger_that_fails_is_a_problem_and_what_is_owed_is_done_later(scene, monkeypatch):
     def broken(*_, **__):
-        raise sqlite3.OperationalError("database or disk is full")
+        raise LedgerUnavailable("database or disk is full")
 
     monkeypatch.setattr("serving.campaigns.RETRY_SECONDS", -1.0)
     with monkeypatch.context() as patched:

@@ -1,0 +1,83 @@
+"""Connections from a person's machine: to Kubeflow Pipelines as the settings say, to Kubernetes as kubectl has it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipelines.cluster.settings import ClusterSettings
+from redoubt.cluster.errors import ClusterError, Unreachable
+from redoubt.cluster.http import Connection
+from redoubt.cluster.kubernetes import Kubernetes
+from redoubt.cluster.runs import Pipelines
+from redoubt.errors import InvalidInput
+
+OLDEST = (2, 16)   # of a server; Kubeflow 26.03 has it
+
+
+def pipelines_api(settings: ClusterSettings) -> Pipelines:
+    """The server that the settings name, asked who it is.
+
+    REDOUBT_KFP_TOKEN and REDOUBT_KFP_COOKIE may hold a bearer token and the cookie of a login page.
+
+    Raises:
+        InvalidInput: without an endpoint, on a multi-user server without a namespace, or for a server that is too old.
+        ClusterError: when it does not answer.
+    """
+    if not settings.endpoint:
+        raise InvalidInput("no Kubeflow Pipelines API named: give --endpoint or set REDOUBT_KFP_ENDPOINT. Without one "
+                           "that is exposed: kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8888:80, and "
+                           "--endpoint http://localhost:8888")
+    token = Path(settings.token_file).expanduser() if settings.token_file else None
+    connection = Connection(
+        settings.endpoint, what="Kubeflow Pipelines", environment=True, token_file=token,
+        token=os.environ.get("REDOUBT_KFP_TOKEN", ""), cookies=os.environ.get("REDOUBT_KFP_COOKIE", ""),
+        ca_file=Path(settings.ca_file).expanduser() if settings.ca_file else None,
+    )
+    api = Pipelines(connection, settings.namespace, ui=settings.ui)
+    about = api.about()
+    if about.get("multi_user") and not settings.namespace:
+        raise InvalidInput(f"{settings.endpoint} has users: give --namespace, the name of your profile")
+    _check_age(str(about.get("tag_name") or ""), settings.endpoint)
+    return api
+
+
+def _check_age(tag: str, endpoint: str) -> None:
+    parts = tag.lstrip("v").split("-")[0].split(".")
+    if len(parts) >= 2 and parts[0].isdigit() and parts[1].isdigit() and (int(parts[0]), int(parts[1])) < OLDEST:
+        raise InvalidInput(f"{endpoint} is Kubeflow Pipelines {tag}: this pipeline needs "
+                           f"{'.'.join(map(str, OLDEST))} or newer; upgrade the server")
+
+
+def kubernetes_api(namespace: str) -> Kubernetes:
+    """The API server of kubectl's current context.
+
+    Raises:
+        ClusterError: without a kubeconfig, or one that cannot be used.
+    """
+    import kubernetes
+
+    configuration = kubernetes.client.Configuration()
+    try:
+        kubernetes.config.load_kube_config(client_configuration=configuration)
+        _, context = kubernetes.config.list_kube_config_contexts()
+    except kubernetes.config.ConfigException as error:
+        raise Unreachable(f"no cluster: {error}; set KUBECONFIG or use kubectl config use-context") from None
+    prefix = configuration.api_key_prefix.get("authorization", "")
+    token = configuration.api_key.get("authorization", "").removeprefix("Bearer ").strip()
+    certificate = (configuration.cert_file, configuration.key_file) if configuration.cert_file else None
+    connection = Connection(
+        configuration.host, what=f"the Kubernetes API of context {context['name']}", environment=True,
+        token=token if prefix in ("", "Bearer") else "", certificate=certificate,
+        ca_file=Path(configuration.ssl_ca_cert) if configuration.ssl_ca_cert else None,
+        verify=configuration.verify_ssl,
+    )
+    return Kubernetes(connection, namespace or context["context"].get("namespace") or "default")
+
+
+def quietly(namespace: str) -> Kubernetes | None:
+    """`kubernetes_api`, or None: for what is good to know and no more."""
+    try:
+        return kubernetes_api(namespace)
+    except (ClusterError, InvalidInput):
+        return None

@@ -1,0 +1,74 @@
+"""What each step's pod needs of the cluster, said through kfp-kubernetes. Nothing here changes what a step computes."""
+
+from __future__ import annotations
+
+from kfp import dsl, kubernetes
+
+from components.context import CHECKPOINTS
+from pipelines.cluster.settings import ClusterSettings
+
+COMPUTING = ("train", "evaluate", "fit_detector", "gate")
+READING_DATA = ("begin", "prepare_data")
+WITH_MLFLOW = ("train", "register", "gate")
+CHECKPOINT_PATH = "/checkpoints"
+_MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION")
+
+
+def placing(settings: ClusterSettings):
+    """A function (name, task) for `pipelines.chain.define`."""
+    def place(name: str, task: dsl.PipelineTask) -> None:
+        _secure(task, settings)
+        _resources(name, task, settings)
+        _volumes(name, task, settings)
+        _secrets(name, task, settings)
+        if settings.retries:
+            task.set_retry(num_retries=settings.retries, backoff_duration=f"{settings.retry_seconds}s",
+                           backoff_factor=2.0, backoff_max_duration="3600s")
+        kubernetes.set_timeout(task, int(settings.step_hours * 3600))
+        kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "redoubt")
+
+    return place
+
+
+def _secure(task: dsl.PipelineTask, settings: ClusterSettings) -> None:
+    """The server drops capabilities and sets seccomp and escalation; who runs is for the pipeline to say."""
+    kubernetes.set_security_context(task, run_as_user=settings.user, run_as_group=settings.user, run_as_non_root=True)
+    kubernetes.set_image_pull_policy(task, "IfNotPresent" if settings.pinned else "Always")
+    if settings.image_pull_secrets:
+        kubernetes.set_image_pull_secrets(task, list(settings.image_pull_secrets))
+
+
+def _resources(name: str, task: dsl.PipelineTask, settings: ClusterSettings) -> None:
+    if name not in COMPUTING:
+        task.set_cpu_request("100m").set_memory_request("512Mi").set_memory_limit(settings.light_memory)
+        return
+    task.set_cpu_request(settings.cpu).set_memory_request(settings.memory).set_memory_limit(settings.memory)
+    if settings.shared_memory:
+        kubernetes.empty_dir_mount(task, volume_name="shm", mount_path="/dev/shm", medium="Memory",
+                                   size_limit=settings.shared_memory)
+    gpus = settings.gpus if name == "train" else min(settings.gpus, 1)   # one is what the others can use
+    if gpus and not (name == "train" and settings.nodes > 1):   # there the TrainJob's pods have them
+        task.set_accelerator_type(settings.gpu_type).set_accelerator_limit(gpus)
+    for key, value in settings.node_selector.items():
+        kubernetes.add_node_selector(task, key, value)
+    for toleration in settings.tolerations:
+        kubernetes.add_toleration(task, **toleration)
+
+
+def _volumes(name: str, task: dsl.PipelineTask, settings: ClusterSettings) -> None:
+    if settings.data_claim and (name in READING_DATA or (name == "train" and settings.nodes > 1)):
+        kubernetes.mount_pvc(task, pvc_name=settings.data_claim, mount_path=settings.data_path)
+    if settings.checkpoint_claim and name == "train":
+        kubernetes.mount_pvc(task, pvc_name=settings.checkpoint_claim, mount_path=CHECKPOINT_PATH)
+        task.set_env_variable(CHECKPOINTS, CHECKPOINT_PATH)
+
+
+def _secrets(name: str, task: dsl.PipelineTask, settings: ClusterSettings) -> None:
+    if settings.mlflow_secret and name in WITH_MLFLOW:
+        kubernetes.use_secret_as_env(task, settings.mlflow_secret, {key: key for key in _MLFLOW_KEYS}, optional=True)
+    if settings.s3_secret and name in (*WITH_MLFLOW, *READING_DATA):
+        kubernetes.use_secret_as_env(task, settings.s3_secret, {key: key for key in _S3_KEYS}, optional=True)
+    if settings.s3_endpoint and name in (*WITH_MLFLOW, *READING_DATA):
+        task.set_env_variable("MLFLOW_S3_ENDPOINT_URL", settings.s3_endpoint)
+        task.set_env_variable("AWS_ENDPOINT_URL", settings.s3_endpoint)

@@ -1,0 +1,64 @@
+"""What a retraining run is asked to do, and what it came to: from the parent's manifest, and from the registry.
+
+Whoever starts a run uses this: the child process on this machine, and serving where Kubeflow Pipelines carries it out.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from redoubt.bundle import Bundle
+from redoubt.registry import Registry
+from redoubt.threat import ThreatModel, covers, dump_threats, load_threats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the gate said of a version that answers a campaign: whether it is promoted, its number, the reason."""
+
+    promoted: bool
+    version: int
+    reason: str
+
+
+def run_parameters(manifest: dict, threat: ThreatModel, *, parent: int, cause: str, **where) -> dict:
+    """The run that answers a campaign: the parent's own parameters, covering its set and the new threat.
+
+    Args:
+        manifest: the parent version's manifest.
+        where: model_name, tracking_uri, fpr and whatever else is to differ from the parent's.
+    """
+    parameters = dict(manifest["parameters"])
+    if parameters["objective"] == "standard":
+        parameters |= {"objective": "blend", "epochs": 0}
+    parameters.pop("precision", None)
+    return {
+        **parameters, **manifest["data"]["request"], "norm": threat.norm, "epsilon": threat.epsilon,
+        "also": dump_threats(load_threats(json.dumps(manifest["threats"]))),
+        "data_checksum": manifest["data"]["checksum"], "parent": parent, "cause": cause, **where,
+    }
+
+
+def chosen_fpr(bundle: Bundle) -> float:
+    """The false-positive rate that the bundle's detector was fitted for; 0.01 without one."""
+    return json.loads((bundle.folder / "detector.json").read_text())["fpr"] if bundle.has_detector else 0.01
+
+
+def already_judged(registry: Registry, threat: ThreatModel, cause: str) -> Answer | None:
+    """What the gate said of a version that was made for `cause` and covers `threat`; None while there is none.
+
+    A promotion that was decided and not carried out, because the run was killed, is carried out now, unless the
+    champion has changed since.
+    """
+    for version in registry.versions():
+        decision = version.decision
+        if not decision or version.tags.get("cause") != cause or not covers(version.threats, threat):
+            continue
+        promoted, reason = decision["promoted"], decision["reason"]
+        if promoted:
+            over = registry.version(decision["champion"]) if decision["champion"] else None
+            if not registry.promote(version, over=over):
+                promoted, reason = False, "the champion changed before the promotion was carried out"
+        return Answer(promoted=promoted, version=version.number, reason=reason)
+    return None
