@@ -1,7 +1,7 @@
 """Exactly one retrain a campaign: simulated campaigns, three replicas each, killed at every step boundary.
 
 The replicas are the real thing: watch, leadership, ledger, retrainer and launcher as a server puts them together, and a
-run claims its campaign as the pipeline's first step does. The API server and Kubeflow Pipelines are the stand-ins of the
+run claims its campaign as the pipeline's first step does. API server and Kubeflow Pipelines are the stand-ins of the
 tests, which keep resourceVersions and the REST contract. A boundary is a call to either. At its boundary a replica is
 
     killed before    the call is not made

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from pipelines.cluster.commands import add_to as cluster_commands
 from redoubt.errors import InvalidInput, RedoubtError
 
 app = typer.Typer(
@@ -252,50 +253,7 @@ def report(
     typer.echo(f"written to {path}")
 
 
-@app.command("compile")
-def compile_pipeline(
-    out: Annotated[Path, typer.Argument(help="Where to write the pipeline's IR YAML.")] = Path("build/pipeline.yaml"),
-    image: Annotated[str, typer.Option(help="The steps' image, best by digest.  [default: $REDOUBT_IMAGE]",
-                                       show_default=False)] = "",
-) -> None:
-    """Compile the pipeline for a cluster."""
-    from pipelines.cluster import compile_to
-
-    used = compile_to(out, image)
-    typer.echo(f"written to {out}, steps run in {used}")
-    if "@sha256:" not in used:
-        typer.secho("note: a tag can come to mean another image, and kfp's cache goes by its name: "
-                    "give --image NAME@sha256:DIGEST", fg=typer.colors.YELLOW, err=True)
-
-
-@app.command()
-def submit(
-    endpoint: Annotated[str, typer.Option(help="The Kubeflow Pipelines API.  [default: $REDOUBT_KFP_ENDPOINT]",
-                                          show_default=False)] = "",
-    namespace: Annotated[str, typer.Option(help="Profile namespace on a multi-user Kubeflow.")] = "",
-    image: Annotated[str, typer.Option(help="The steps' image, best by digest.", show_default=False)] = "",
-    dataset: Dataset = "fashion-mnist",
-    architecture: Annotated[str, typer.Option(help=ARCHITECTURE_HELP)] = "compact-cnn",
-    objective: Annotated[str, typer.Option(help=OBJECTIVE_HELP)] = "blend",
-    epsilon: Epsilon = "0.1",
-    norm: Norm = "Linf",
-    epochs: Annotated[int, typer.Option(help="0 takes the default.")] = 0,
-    seed: Seed = 0,
-    model_name: Name = "redoubt",
-    uri: Annotated[str, typer.Option("--tracking-uri", help="MLflow's address as the cluster sees it.")] =
-    "http://mlflow:5000",
-    wait: Annotated[bool, typer.Option(help="Follow the run to its end; the exit code is then its result.")] = True,
-) -> None:
-    """Submit a run of the pipeline to a cluster."""
-    from pipelines.cluster import submit_run
-    from pipelines.parameters import RunParameters
-    from redoubt.threat import parse_epsilon
-
-    parameters = RunParameters(
-        dataset=dataset, architecture=architecture, objective=objective, norm=norm,
-        epsilon=parse_epsilon(epsilon, norm=norm), epochs=epochs, seed=seed, model_name=model_name, tracking_uri=uri,
-    )
-    raise typer.Exit(submit_run(parameters, endpoint=endpoint, namespace=namespace, image=image, wait=wait))
+cluster_commands(app, run)
 
 
 def main() -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_type_hints
 
 import typer
 
 from redoubt.errors import RedoubtError
 
 PANEL = "On a cluster"
+ON_THIS_MACHINE = ("home", "uri", "start")   # options of `redoubt run` that mean nothing on another one
+DEFAULTS = {"dataset": "fashion-mnist"}
 Settings = Annotated[Path | None, typer.Option(
     "--settings", "-s", help="YAML or TOML file with the cluster's settings (docs/cluster.md).  [default: "
                              "$REDOUBT_CLUSTER]", show_default=False, rich_help_panel="Cluster")]
@@ -25,18 +30,46 @@ Image = Annotated[str, typer.Option(help="The steps' image, NAME@sha256:DIGEST. 
                                     show_default=False, rich_help_panel="Cluster")]
 AllowTag = Annotated[bool, typer.Option("--allow-tag", help="Take an image by a tag, though it may change.",
                                         rich_help_panel="Cluster")]
+Uri = Annotated[str, typer.Option("--tracking-uri", help="MLflow's address as pods see it.  [default: the settings', "
+                                                         "http://mlflow:5000]", show_default=False,
+                                  rich_help_panel="Cluster")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the address of its page.")]
 
 
-def add_to(app: typer.Typer, training: dict) -> None:
+def add_to(app: typer.Typer, run: Callable) -> None:
     """Add the commands to the application.
 
     Args:
-        training: the options that say what is trained, shared with `redoubt run`, by their names.
+        run: the command that trains on this machine; those that train on a cluster take its options.
     """
-    app.command("compile", rich_help_panel=PANEL)(compile_pipeline)
-    app.command(rich_help_panel=PANEL)(follow)
-    app.command(rich_help_panel=PANEL)(cancel)
+    for name, command in (("compile", compile_pipeline), ("submit", _training(submit, run)), ("follow", follow),
+                          ("cancel", cancel), ("schedule", _training(schedule, run))):
+        app.command(name, rich_help_panel=PANEL)(command)
+
+
+def _training(command: Callable, run: Callable) -> Callable:
+    """`command`, whose first argument is what to train, with the options of `run` that say so."""
+    hints = get_type_hints(run, include_extras=True) | get_type_hints(command, include_extras=True)
+    taken = [one for one in inspect.signature(run).parameters.values() if one.name not in ON_THIS_MACHINE]
+    own = list(inspect.signature(command).parameters.values())[1:]
+    names = {one.name for one in taken}
+
+    @functools.wraps(command)
+    def call(**given):
+        return command({name: given.pop(name) for name in names}, **given)
+
+    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[one.name],
+                              default=DEFAULTS.get(one.name, one.default)) for one in (*taken, *own)]
+    call.__signature__ = inspect.Signature(parameters)
+    call.__annotations__ = {one.name: one.annotation for one in parameters}
+    return call
+
+
+def _parameters(training: dict, tracking_uri: str):
+    """What is asked for, checked."""
+    from pipelines.parameters import RunParameters
+
+    return RunParameters(**training, tracking_uri=tracking_uri)
 
 
 def compile_pipeline(
@@ -68,24 +101,53 @@ def compile_pipeline(
                    f"REDOUBT_KFP_PIPELINE={version.pipeline}\nREDOUBT_KFP_VERSION={version.version}")
 
 
-def submit_parameters(
-    parameters, *, settings: Path | None, given: list[str] | None, wait: bool, pipeline=None,
-    values: dict | None = None, **flags,
-) -> int:
-    """Submit a run of the pipeline and follow it. Returns the exit code."""
+def submit(
+    training: dict, settings: Settings = None, given: Set = None, endpoint: Endpoint = "", namespace: Namespace = "",
+    image: Image = "", allow_tag: AllowTag = False, uri: Uri = "",
+    wait: Annotated[bool, typer.Option(help="Follow the run to its end; the exit code is then its result.")] = True,
+) -> None:
+    """Submit a run of the pipeline to a cluster and follow it to its end.
+
+    Its name follows from what it is asked to do: submitted again while it runs, it is met again, and afterwards what
+    has not changed comes from the cache. Exit code 0 if it succeeded, 1 if it failed or was canceled, 2 for a mistake.
+    """
+    from pipelines.cluster import submit as runs
+
+    chosen, asked, api, version = _ready(training, settings, given, endpoint=endpoint, namespace=namespace,
+                                         image=image, allow_tag=allow_tag or None, tracking_uri=uri)
+    run, new = runs.start(api, chosen, version, asked)
+    say(f"run {run.name} {'started' if new else 'is under way already'}: {api.page(run.id)}")
+    raise typer.Exit(_follow(api, chosen, run.id) if wait else 0)
+
+
+def schedule(
+    training: dict, settings: Settings = None, given: Set = None, endpoint: Endpoint = "", namespace: Namespace = "",
+    image: Image = "", allow_tag: AllowTag = False, uri: Uri = "",
+    cron: Annotated[str, typer.Option(help="Five fields, minute first, such as '0 3 * * 1'; in UTC.")] = "",
+    every: Annotated[str, typer.Option(help="An interval such as 12h or 7d.")] = "",
+) -> None:
+    """Make a run of the pipeline recur. The same run on another schedule takes the place of the last."""
+    from pipelines.cluster import schedule as recurring
+
+    when = recurring.trigger(cron, every)
+    chosen, asked, api, version = _ready(training, settings, given, endpoint=endpoint, namespace=namespace,
+                                         image=image, allow_tag=allow_tag or None, tracking_uri=uri)
+    made, new = recurring.make(api, chosen, version, asked, when)
+    say(f"{made['display_name']} {'recurs from now on' if new else 'recurs already'}: {made['recurring_run_id']}")
+
+
+def _ready(training: dict, settings: Path | None, given: list[str] | None, **flags):
+    """What a run needs: settings, checked parameters, the server, and the pipeline's version on it."""
     from pipelines.cluster import package, submit
     from pipelines.cluster.connect import pipelines_api
     from pipelines.cluster.settings import load
 
     chosen = load(settings, given=tuple(given or ()), **flags)
+    asked = _parameters(training, chosen.tracking_uri).to_json()
     api = pipelines_api(chosen)
-    made = package.package(chosen, pipeline)
-    version = submit.ensure_version(api, chosen, made)
+    version = submit.ensure_version(api, chosen, package.package(chosen))
     say(f"version {version.name} {'uploaded' if version.uploaded else 'found'}")
-    asked = values if values is not None else {**parameters.to_json(), "tracking_uri": chosen.tracking_uri}
-    run, new = submit.start(api, chosen, version, asked)
-    say(f"run {run.name} {'started' if new else 'is under way already'}: {api.page(run.id)}")
-    return _follow(api, chosen, run.id) if wait else 0
+    return chosen, asked, api, version
 
 
 def follow(run: RunId, settings: Settings = None, given: Set = None, endpoint: Endpoint = "",

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 from pipelines.cluster.settings import ClusterSettings
-from redoubt.cluster.errors import ClusterError, Unreachable
+from redoubt.cluster.errors import ClusterError, NotFound, Unreachable
 from redoubt.cluster.http import Connection
 from redoubt.cluster.kubernetes import Kubernetes
-from redoubt.cluster.runs import Pipelines
+from redoubt.cluster.runs import API, Pipelines
 from redoubt.errors import InvalidInput
 
-OLDEST = (2, 16)   # of a server; Kubeflow 26.03 has it
+OLDEST = "2.16"   # of a server; Kubeflow 26.03 has it
 
 
 def pipelines_api(settings: ClusterSettings) -> Pipelines:
@@ -21,7 +21,7 @@ def pipelines_api(settings: ClusterSettings) -> Pipelines:
     REDOUBT_KFP_TOKEN and REDOUBT_KFP_COOKIE may hold a bearer token and the cookie of a login page.
 
     Raises:
-        InvalidInput: without an endpoint, on a multi-user server without a namespace, or for a server that is too old.
+        InvalidInput: without an endpoint, on a multi-user server without a namespace, or for one that is too old.
         ClusterError: when it does not answer.
     """
     if not settings.endpoint:
@@ -35,18 +35,14 @@ def pipelines_api(settings: ClusterSettings) -> Pipelines:
         ca_file=Path(settings.ca_file).expanduser() if settings.ca_file else None,
     )
     api = Pipelines(connection, settings.namespace, ui=settings.ui)
-    about = api.about()
+    try:
+        about = api.about()
+    except NotFound:
+        raise InvalidInput(f"{settings.endpoint} does not know {API}: is it the address of Kubeflow Pipelines (on "
+                           f"Kubeflow it ends in /pipeline), of release {OLDEST} or newer?") from None
     if about.get("multi_user") and not settings.namespace:
         raise InvalidInput(f"{settings.endpoint} has users: give --namespace, the name of your profile")
-    _check_age(str(about.get("tag_name") or ""), settings.endpoint)
     return api
-
-
-def _check_age(tag: str, endpoint: str) -> None:
-    parts = tag.lstrip("v").split("-")[0].split(".")
-    if len(parts) >= 2 and parts[0].isdigit() and parts[1].isdigit() and (int(parts[0]), int(parts[1])) < OLDEST:
-        raise InvalidInput(f"{endpoint} is Kubeflow Pipelines {tag}: this pipeline needs "
-                           f"{'.'.join(map(str, OLDEST))} or newer; upgrade the server")
 
 
 def kubernetes_api(namespace: str) -> Kubernetes:

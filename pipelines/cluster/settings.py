@@ -111,6 +111,7 @@ class ClusterSettings:
                 raise InvalidInput(f"{name} must be above 0, not {getattr(self, name)}")
         if not self.data_path.startswith("/"):
             raise InvalidInput(f"data_path: {self.data_path!r} must be an absolute path")
+        _check_image(self.image)
         self._check_scheduling()
 
     def _check_scheduling(self) -> None:
@@ -129,6 +130,14 @@ class ClusterSettings:
     def pinned(self) -> bool:
         """Whether the image is named by digest."""
         return DIGEST.fullmatch(self.image) is not None
+
+
+def _check_image(image: str) -> None:
+    """Raise InvalidInput for what names no image."""
+    if "@" in image and not DIGEST.fullmatch(image):
+        raise InvalidInput(f"image {image!r}: after @ comes sha256: and 64 hexadecimal digits")
+    if image and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*", image):
+        raise InvalidInput(f"image {image!r} names no image: write REGISTRY/NAME@sha256:DIGEST")
 
 
 def load(file: Path | None = None, *, given: tuple[str, ...] = (), **flags) -> ClusterSettings:

@@ -104,7 +104,7 @@ class Pipelines:
         self._connection.close()
 
     def about(self) -> dict:
-        """What the server says of itself: tag_name, multi_user and more; asked once."""
+        """What the server says of itself: multi_user and little more; asked once."""
         if self._about is None:
             self._about = self._connection.call("GET", f"{API}/healthz")
         return self._about

@@ -7,45 +7,122 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.cluster import compile_to, submit_run
-from pipelines.parameters import RunParameters
-from redoubt.errors import InvalidInput, RedoubtError
+from pipelines.cluster.package import package, write
+from pipelines.cluster.settings import ClusterSettings
+from redoubt.errors import InvalidInput
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "pipeline.yaml"
+CRDS = os.environ.get("REDOUBT_CRDS", "")
+IMAGE = f"registry/redoubt/steps@sha256:{'a' * 64}"
+
+
+def documents(content: bytes) -> list[dict]:
+    return list(yaml.safe_load_all(content))
 
 
 def test_the_pipeline_compiles_to_the_golden_file(tmp_path):
-    compile_to(tmp_path / "out" / "pipeline.yaml")
+    write(ClusterSettings(), tmp_path / "out" / "pipeline.yaml")
     text = re.sub(r"sdkVersion: kfp-.*", "sdkVersion: kfp", (tmp_path / "out" / "pipeline.yaml").read_text())
     if os.environ.get("REDOUBT_UPDATE_GOLDEN"):
         GOLDEN.write_text(text)
-    assert yaml.safe_load(text) == yaml.safe_load(GOLDEN.read_text())
+    assert list(yaml.safe_load_all(text)) == list(yaml.safe_load_all(GOLDEN.read_text()))
 
 
-def test_the_chain_runs_one_way():
-    spec = yaml.safe_load(GOLDEN.read_text())
-    tasks = spec["root"]["dag"]["tasks"]
+def test_the_chain_runs_one_way_and_what_has_effects_is_not_cached():
+    tasks = next(yaml.safe_load_all(GOLDEN.read_text()))["root"]["dag"]["tasks"]
     after = {name: set(task.get("dependentTasks", [])) for name, task in tasks.items()}
     assert after == {
-        "prepare-data": set(), "train": {"prepare-data"}, "evaluate": {"prepare-data", "train"},
+        "begin": set(), "prepare-data": {"begin"}, "train": {"prepare-data"}, "evaluate": {"prepare-data", "train"},
         "fit-detector": {"prepare-data", "train"}, "register": {"evaluate", "fit-detector", "train"},
         "gate": {"prepare-data", "register"},
     }
-    for name in ("register", "gate"):
-        assert not tasks[name].get("cachingOptions", {}).get("enableCache"), f"{name} has side effects"
+    cached = {name for name, task in tasks.items() if task.get("cachingOptions", {}).get("enableCache")}
+    assert cached == {"prepare-data", "train", "evaluate", "fit-detector"}
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path):
-    with pytest.raises(InvalidInput, match=r"must end in \.yaml"):
-        compile_to(tmp_path / "pipeline.json")
+def test_what_enters_the_cache_key():
+    """A changed image, parameter or data checksum misses: each is an input, or the container's image, of what it
+    changes. The claim, which is another one for every campaign, is none."""
+    spec, _ = documents(package(ClusterSettings(image=IMAGE)).content)
+    tasks = spec["root"]["dag"]["tasks"]
+    prepare = tasks["prepare-data"]["inputs"]["parameters"]
+    assert prepare["fingerprint"]["taskOutputParameter"]["producerTask"] == "begin"
+    assert "data_checksum" in prepare
+    assert "data" in tasks["train"]["inputs"]["artifacts"]
+    for name in ("prepare-data", "train", "evaluate", "fit-detector"):
+        assert not {"claim", "cause", "parent", "run"} & set(tasks[name]["inputs"].get("parameters", {}))
 
 
-def test_submitting_needs_an_endpoint(monkeypatch):
-    monkeypatch.delenv("REDOUBT_KFP_ENDPOINT", raising=False)
-    with pytest.raises(InvalidInput, match="REDOUBT_KFP_ENDPOINT"):
-        submit_run(RunParameters(), endpoint="", namespace="", image="", wait=False)
+def test_the_version_follows_from_the_content():
+    one, other = package(ClusterSettings(image=IMAGE)), package(ClusterSettings(image=IMAGE))
+    assert (one.version, one.content) == (other.version, other.content)
+    for changed in (ClusterSettings(image=IMAGE.replace("a" * 64, "b" * 64)), ClusterSettings(image=IMAGE, gpus=1)):
+        assert package(changed).version != one.version
+    assert re.fullmatch(r"redoubt-[0-9a-f]{12}", one.version)
 
 
-def test_an_endpoint_that_does_not_answer_is_named():
-    with pytest.raises(RedoubtError, match=r"http://127\.0\.0\.1:9 did not take the run"):
-        submit_run(RunParameters(), endpoint="http://127.0.0.1:9", namespace="", image="", wait=False)
+def test_every_step_is_admitted_to_a_restricted_namespace():
+    _, platform = documents(package(ClusterSettings(image=IMAGE)).content)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert len(executors) == 7
+    for executor in executors.values():
+        assert executor["securityContext"] == {"runAsGroup": "10001", "runAsNonRoot": True, "runAsUser": "10001"}
+
+
+def test_settings_reach_the_pods():
+    settings = ClusterSettings(
+        image=IMAGE, gpus=4, gpu_type="amd.com/gpu", shared_memory="8Gi", data_claim="pictures", memory="64Gi",
+        checkpoint_claim="checkpoints", mlflow_secret="mlflow", s3_secret="s3", s3_endpoint="http://minio:9000",
+        retries=5, step_hours=2, image_pull_secrets=("pull",))
+    spec, platform = documents(package(settings).content)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    containers = {name: one["container"] for name, one in spec["deploymentSpec"]["executors"].items()}
+    train = executors["exec-train"]
+    assert train["emptyDirMounts"] == [
+        {"medium": "Memory", "mountPath": "/dev/shm", "sizeLimit": "8Gi", "volumeName": "shm"}]
+    assert [mount["constant"] for mount in train["pvcMount"]] == ["checkpoints"]
+    assert [mount["constant"] for mount in executors["exec-prepare-data"]["pvcMount"]] == ["pictures"]
+    assert containers["exec-train"]["resources"]["accelerator"]["resourceType"] == "amd.com/gpu"
+    assert containers["exec-train"]["resources"]["resourceMemoryLimit"] == "64Gi"
+    assert {"name": "REDOUBT_CHECKPOINTS", "value": "/checkpoints"} in containers["exec-train"]["env"]
+    assert {secret["secretName"] for secret in executors["exec-register"]["secretAsEnv"]} == {"mlflow", "s3"}
+    assert all(secret["optional"] for secret in executors["exec-register"]["secretAsEnv"])
+    assert all(one["activeDeadlineSeconds"] == "7200" for one in executors.values())
+    assert spec["root"]["dag"]["tasks"]["train"]["retryPolicy"]["maxRetryCount"] == 5
+
+
+@pytest.mark.parametrize("name, changes, says", [
+    ("pipeline.json", {}, r"must end in \.yaml"),
+    ("p.yaml", {"image": "a@sha256:12"}, "64 hexadecimal digits"),
+    ("p.yaml", {"image": "two words"}, "names no image"),
+])
+def test_what_cannot_be_compiled(tmp_path, name, changes, says):
+    with pytest.raises(InvalidInput, match=says):
+        write(ClusterSettings(**changes), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_manifests_hold_the_same_pipeline(tmp_path):
+    settings = ClusterSettings(image=IMAGE, namespace="team")
+    made = write(settings, tmp_path / "m.yaml", manifests=True)
+    pipeline, version = documents((tmp_path / "m.yaml").read_bytes())
+    assert (pipeline["kind"], pipeline["metadata"]) == ("Pipeline", {"name": "redoubt", "namespace": "team"})
+    assert version["metadata"] == {"name": made.version, "namespace": "team"}
+    spec, platform = documents(made.content)
+    assert (version["spec"]["pipelineSpec"], version["spec"]["platformSpec"]) == (spec, platform)
+    assert version["spec"]["pipelineName"] == "redoubt"
+
+
+@pytest.mark.skipif(not CRDS, reason="REDOUBT_CRDS names no folder with the operators' resource definitions")
+@pytest.mark.parametrize("kind, file", [("Pipeline", "kfp_pipelines.yaml"),
+                                        ("PipelineVersion", "kfp_pipelineversions.yaml")])
+def test_the_manifests_fit_the_resource_definitions(tmp_path, kind, file):
+    import jsonschema
+
+    write(ClusterSettings(image=IMAGE), tmp_path / "m.yaml", manifests=True)
+    one = next(document for document in documents((tmp_path / "m.yaml").read_bytes()) if document["kind"] == kind)
+    definition = yaml.safe_load((Path(CRDS) / file).read_text())
+    schema = next(version["schema"]["openAPIV3Schema"] for version in definition["spec"]["versions"]
+                  if one["apiVersion"].endswith("/" + version["name"]))
+    jsonschema.validate(one, schema)
+    assert set(one["spec"]) <= set(schema["properties"]["spec"]["properties"])

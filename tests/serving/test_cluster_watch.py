@@ -229,7 +229,7 @@ def test_what_no_replica_wrote_is_left_out(group, text):
 
 def test_counts_survive_the_way_through_json():
     counts = Counts(epoch="e", key="1-r", inputs=9, passed=3, flagged=4, digests=(b"12345678", b"abcdefgh"),
-                    evidence=torch.rand(2, 5))
+                    evidence=torch.rand(2, 5), clients=("x", ""))
     back = Counts.from_json(counts.to_json())
     assert torch.equal(back.evidence, counts.evidence)
     assert json.loads(back.to_json()) == json.loads(counts.to_json())

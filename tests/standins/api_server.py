@@ -23,7 +23,7 @@ import httpx
 PLURALS = {
     ("v1", "configmaps"): "ConfigMap", ("v1", "events"): "Event", ("v1", "pods"): "Pod",
     ("coordination.k8s.io/v1", "leases"): "Lease",
-    ("trainer.kubeflow.org/v1alpha1", "trainjobs"): "TrainJob",
+    ("trainer.kubeflow.org/v1alpha1", "trainjobs"): "TrainJob", ("argoproj.io/v1alpha1", "workflows"): "Workflow",
 }
 VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 LARGEST = 1024 * 1024   # bytes of a ConfigMap's data
