@@ -160,7 +160,8 @@ class Engine:
                 verdicts = loaded.assess(x)
                 self._problems.clear("detector")
             except Exception as error:   # a fault of the guard must not become a fault of the service
-                log.exception("assessing inputs failed")
+                if "detector" not in self._problems.current():   # once, not with every batch while it lasts
+                    log.exception("assessing inputs failed")
                 self._problems.note("detector", f"version {loaded.version}: {type(error).__name__}: {error}")
         self._notes.verdicts, self._notes.seconds = verdicts, time.perf_counter() - began
         reason = self._probation.judge(loaded, len(x), self._notes.seconds)

@@ -29,6 +29,7 @@ from serving.records import Ledger, LedgerUnavailable, RetrainRequest
 from serving.retrainer import Retrainer
 from serving.security import Access, Audit
 from serving.settings import Settings
+from serving.shadow import Shadow
 from serving.telemetry.events import Differences, Webhook
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.traces import Traces
@@ -77,8 +78,13 @@ class Server:
         self._watchers()
         self.watch = self._watch()
         self.engine = Engine(settings, self.problems, self._observe, self._convicted)
+        registry = registry or Registry(settings.tracking_uri, settings.model_name)
+        self.shadow = Shadow(
+            registry, self.engine, self.problems, folder=settings.home / "challenger" / settings.model_name,
+            share=settings.shadow_share, poll_seconds=settings.poll_seconds,
+        ) if settings.shadow_share else None
         self.champion = ChampionFollower(
-            registry or Registry(settings.tracking_uri, settings.model_name), self.engine, self.problems,
+            registry, self.engine, self.problems,
             folder=settings.home / "models" / settings.model_name, poll_seconds=settings.poll_seconds,
             on_model=self._on_model,
         )
@@ -120,7 +126,7 @@ class Server:
         self.champion.start()
         if self.settings.retrain:
             self.retrainer.start()
-        for helper in (self.quarantine, self.webhook):
+        for helper in (self.quarantine, self.webhook, self.shadow):
             if helper is not None:
                 helper.start()
         self._ticker.start()
@@ -138,7 +144,7 @@ class Server:
         if self._ticker.is_alive():
             self._ticker.join(timeout=5)
         self.engine.stop()
-        for helper in (self.quarantine, self.webhook, self.traces, self.audit):
+        for helper in (self.shadow, self.quarantine, self.webhook, self.traces, self.audit):
             if helper is not None:
                 helper.stop()
         if self.replica is not None:
@@ -161,6 +167,8 @@ class Server:
             self.watch.observe(seen.loaded, seen.x, seen.verdicts, seen.clients)
             self.feed.observe(seen.verdicts)
             flags, strengths = seen.verdicts.is_adversarial.numpy(), seen.verdicts.strength.numpy()
+        if self.shadow is not None:
+            self.shadow.see(seen)
         self.metrics.batch(len(seen.x), seen.seconds, flags, strengths)
         for job, labels in zip(seen.jobs, seen.labels(), strict=True):
             self.feedback.remember(job.request_id, job.client, seen.loaded, labels)
@@ -292,6 +300,7 @@ class Server:
             "requests": {"total": self._total, "failed": self._failed},
             "queue": {"inputs": self.engine.batcher.depth, "in_flight": self._in_flight()},
             "feedback": self.feedback.status(campaign=any(row["state"] == "open" for row in campaigns)),
+            "challenger": self.shadow.status() if self.shadow else None,
             "policy": self.settings.policy,
         }
 

@@ -84,6 +84,10 @@ class Settings(BaseSettings):
     )
     slow_factor: float = Field(3.0, gt=1, description="Times the old computing time that make a new champion too slow")
 
+    shadow_share: float = Field(
+        0.0, ge=0, le=1, description="Share of the traffic that the challenger computes, too, for comparison; 0 is none"
+    )
+
     # -- verdicts
     policy: Literal["flag", "block", "shadow"] = Field(
         "flag", description="Flagged inputs: flag answers with the verdict, block refuses (403), shadow tells nobody"
