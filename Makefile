@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help install run test test-slow lint format peers bench compile lock clean
+.PHONY: help install run test test-slow lint format peers serving-peers bench compile lock clean
 
 help:               ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,8 +38,14 @@ peers:              ## the environment of the libraries that the training benchm
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/training.txt
 
+serving-peers:      ## the environments of the servers that the serving benchmark compares with
+	for name in mlserver kserve; do \
+	  test -x .venv-$$name/bin/python || $(PYTHON) -m venv .venv-$$name || exit 1; \
+	  .venv-$$name/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/$$name.txt || exit 1; \
+	done
+
 bench: install peers ## the small version of every benchmark
-	for file in $$(grep -l '__main__' benchmarks/[a-z]*.py) benchmarks/training; do \
+	for file in $$(grep -l '__main__' benchmarks/[a-z]*.py) benchmarks/training benchmarks/serving; do \
 	  $(BIN)/python -m "benchmarks.$$(basename $$file .py)" --quick || exit 1; \
 	done
 
