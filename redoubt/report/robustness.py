@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from redoubt.report import plots
+from redoubt.report import plots, trust
 from redoubt.report.page import (
     Html,
     count,
     esc,
-    facts,
     figure,
     finite,
     interval,
@@ -24,9 +23,9 @@ from redoubt.report.page import (
     tiles,
     write,
 )
+from redoubt.report.trust import NORM_NAMES, ball
 
 MATRIX_LIMIT = 20   # above this many classes the confusion matrix becomes a list of the commonest confusions
-NORM_NAMES = {"Linf": "L∞", "L2": "L2"}
 
 
 def robustness_report(
@@ -53,30 +52,36 @@ def robustness_report(
     rows = list(report.get("attacks") or ())
     body = [
         _tiles(report),
+        trust.checks(report),
         _curves(rows),
-        _estimates(strength),
+        trust.classes_under_attack(report),
         _examples(examples),
+        trust.visibility(report),
         _classes(report),
+        trust.calibration(report),
+        trust.corruptions(report),
+        _estimates(strength),
         section("Every measurement", _attack_table(rows), note="Bounds are 95 % Wilson intervals."),
-        section("Model card", facts(card or {})),
+        trust.cost(report),
+        trust.card(report, card or {}),
     ]
     foot = (f"Evaluated on {count(report.get('n'))} images, seed {report.get('seed', '–')}, in "
             f"{seconds(report.get('seconds'))}. Epsilon is in units of the [0, 1] pixel range. Accuracy under an "
             "attack is an upper bound for stronger attackers.")
-    return write(path, page(title=title, kicker="Redoubt robustness report", lead=_lead(report), body=body, foot=foot))
-
-
-def _threat(norm: object, epsilon: object) -> str:
-    return f"{NORM_NAMES.get(str(norm), norm)} {number(epsilon)}"
+    return write(path, page(title=title, kicker="Redoubt robustness report", lead=_lead(report),
+                            badge=trust.verdict(report), body=body, foot=foot))
 
 
 def _lead(report: Mapping) -> str:
     text = f"{percent(report.get('clean_accuracy'))} of clean test images are classified correctly."
     for row in report.get("robust") or ():
-        text += (f" Under {row['label']} with perturbations up to {_threat(row['norm'], row['epsilon'])} it is "
+        text += (f" Under {row['label']} with perturbations up to {ball(row['norm'], row['epsilon'])} it is "
                  f"{percent(row['accuracy'])} ({interval(row['low'], row['high'])}).")
-    if not report.get("robust"):
+    if not report.get("defended", bool(report.get("robust"))):
         text += " The model was trained against no attack."
+    failed = sum(check["verdict"] == "fail" for check in report.get("checks") or ())
+    if failed:
+        text += f" {failed} of the checks below failed: do not rely on these figures."
     return text
 
 
@@ -84,8 +89,15 @@ def _tiles(report: Mapping) -> Html:
     items = [("Clean accuracy", percent(report.get("clean_accuracy")),
               interval(report.get("clean_low"), report.get("clean_high")), "")]
     for row in report.get("robust") or ():
-        items.append((f"{row['label']}, {_threat(row['norm'], row['epsilon'])}", percent(row["accuracy"]),
+        items.append((f"{row['label']}, {ball(row['norm'], row['epsilon'])}", percent(row["accuracy"]),
                       interval(row["low"], row["high"]), ""))
+    for row in report.get("worst_case") or ():
+        if len(row["attacks"]) > 1:
+            items.append((f"All attacks, {ball(row['norm'], row['epsilon'])}", percent(row["accuracy"]),
+                          interval(row["low"], row["high"]), ""))
+        worst = row["worst_class"]
+        items.append((f"Worst class, {ball(row['norm'], row['epsilon'])}", percent(worst["accuracy"]),
+                      f"{worst['class']} (n = {worst['n']})", ""))
     worst = report.get("worst_class")
     if worst:
         items.append(("Worst class, clean", percent(worst["accuracy"]), f"{worst['class']} (n = {worst['n']})", ""))
@@ -116,6 +128,8 @@ def _draw_curve(fig, rows: Sequence[Mapping]) -> None:
         axes.fill_between(epsilon, [row["low"] for row in line], [row["high"] for row in line], color=colour,
                           alpha=0.14, linewidth=0)
         axes.plot(epsilon, shares, color=colour, marker=marker, linestyle=dash, label=label)
+        if len(line) == 2 and epsilon[0] == 0:   # measured at one epsilon only: the line between is a guide for the eye
+            axes.lines[-1].set_alpha(0.55)
     axes.set(ylim=(0, 1.02), xlabel=f"epsilon ({NORM_NAMES.get(rows[0]['norm'], rows[0]['norm'])})", title="Accuracy")
     axes.set_xlim(left=0)
     plots.percent_axis(axes.yaxis)
@@ -165,7 +179,7 @@ def _examples(examples: Sequence[Mapping] | None) -> Html:
     ]
     return section(
         "Examples", pictures(rows),
-        note=f"Drawn at random, attacked by {first['attack']} at {_threat(first['norm'], first['epsilon'])}. Below "
+        note=f"Drawn at random, attacked by {first['attack']} at {ball(first['norm'], first['epsilon'])}. Below "
              "each picture stands what the model says and how sure it is, coloured where it is wrong; the perturbation "
              "is amplified as stated, mid-grey being no change.",
     )
