@@ -125,10 +125,10 @@ def killed(report: Report, data) -> None:
         rows.append(("to the end", 0.0, _step(folder, data, "resumed", n).wait()))
         whole, resumed = (json.loads((folder / name / "report.json").read_text()) for name in ("whole", "resumed"))
     same = all(whole[key] == resumed[key] for key in ("attacks", "robust", "worst_case", "clean_accuracy", "checks"))
-    figures = [one["robust"][0] for one in (whole, resumed)]
+    figures = [one["worst_case"][0] for one in (whole, resumed)]
     report.say(f"\n4. SIGKILL in the middle of `standard`, n = {n}")
     report.say(table(("killed in", "after s", "exit code"), rows))
-    report.say("; ".join(f"{name}: {row['label']} {row['accuracy']:.4f}" for name, row in
+    report.say("; ".join(f"{name}: {row['accuracy']:.4f} withstand {', '.join(row['attacks'])}" for name, row in
                          zip(("uninterrupted", "resumed"), figures, strict=True)))
     report.figures["kill"] = {"n": n, "same": same, "accuracy": [row["accuracy"] for row in figures], "kills": rows}
     report.require(same, "the resumed evaluation differs from the uninterrupted one")

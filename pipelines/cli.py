@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from pipelines import evaluation_cli
 from pipelines.cluster.commands import add_to as cluster_commands
 from redoubt.errors import InvalidInput, RedoubtError
 
@@ -237,20 +238,7 @@ def rollback(model_name: Name = "redoubt", home: Home = None, uri: Tracking = ""
     typer.echo(f"version {version.number} is champion again")
 
 
-@app.command()
-def report(
-    version: VersionNumber,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write it.  [default: report-VERSION.html]",
-                                             show_default=False)] = None,
-    model_name: Name = "redoubt",
-    home: Home = None,
-    uri: Tracking = "",
-) -> None:
-    """Write a version's robustness report as one self-contained HTML page."""
-    from pipelines.show import write_report
-
-    path = write_report(_registry(home, uri, model_name), version, out or Path(f"report-{version}.html"))
-    typer.echo(f"written to {path}")
+evaluation_cli.add_commands(app)
 
 
 cluster_commands(app, run)

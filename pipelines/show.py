@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import json
 import shutil
-import tempfile
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +14,7 @@ from rich.table import Column, Table
 from pipelines import local
 from pipelines.home import new_folder
 from pipelines.parameters import RunParameters
-from redoubt.errors import InvalidInput, Refused
+from redoubt.errors import Refused
 from redoubt.registry import CHAMPION, Registry, Version
 
 REFUSED = 3   # exit code of a run whose version the gate refused
@@ -124,15 +123,3 @@ def promote_version(registry: Registry, number: str, override: str) -> None:
         registry.tag(version, override=json.dumps({"reason": override.strip(), "by": getpass.getuser()}))
     registry.promote(version)
     console.print(f"version {version.number} is {CHAMPION}")
-
-
-def write_report(registry: Registry, number: str, out: Path) -> Path:
-    """Copy a version's report page to `out`."""
-    version = registry.version(number)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = registry.fetch(version, Path(folder) / "bundle")
-        if not (bundle.folder / "report.html").is_file():
-            raise InvalidInput(f"version {number} has no report: it was not made by this pipeline")
-        shutil.copy(bundle.folder / "report.html", out)
-    return out.absolute()

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -159,6 +160,39 @@ class Registry:
             client.set_registered_model_alias(self.model_name, CHALLENGER, made.version)
             client.set_terminated(run_id)
             return self._read(client, made.version)
+
+    def record(
+        self, version: Version, *, metrics: dict[str, float] | None = None, folder: Path | None = None, at: str = "",
+        datasets: Sequence[tuple[str, str, str, str]] = (),
+    ) -> None:
+        """Add what was found out about a version to its run.
+
+        Args:
+            metrics: finite numbers.
+            folder: files that become artifacts below the path `at`.
+            datasets: (name, digest, source, context) of data that went in; contexts are `training` or `evaluation`.
+        """
+        with self._mlflow("record an evaluation") as client:
+            from mlflow.entities import Dataset, DatasetInput, InputTag
+
+            inputs = [DatasetInput(Dataset(name, digest[:36], "code", json.dumps({"source": source})),
+                                   [InputTag("mlflow.data.context", context)])
+                      for name, digest, source, context in datasets]
+            if inputs:
+                client.log_inputs(version.run_id, inputs)
+            for key, value in (metrics or {}).items():
+                client.log_metric(version.run_id, key, value)
+            if folder is not None:
+                client.log_artifacts(version.run_id, str(folder), at)
+
+    def artifacts(self, version: Version, at: str, folder: Path) -> Path | None:
+        """Copy what lies at the path `at` of a version's run to `folder`; None when nothing does."""
+        with self._mlflow(f"download {at} of version {version.number}") as client:
+            name, _, last = at.rpartition("/")
+            if last not in {Path(entry.path).name for entry in client.list_artifacts(version.run_id, name or None)}:
+                return None
+            folder.mkdir(parents=True, exist_ok=True)
+            return Path(client.download_artifacts(version.run_id, at, str(folder)))
 
     def tag(self, version: Version, **tags: str) -> None:
         """Set tags on a version; values become text."""

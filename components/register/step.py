@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
+from components.register.page import card, datasets, page_title, save_figures, strength_points
 from redoubt.bundle import Bundle, open_bundle, seal
 from redoubt.registry import Registry, Version
 from redoubt.report import robustness_report
+from redoubt.report.facts import metric_values
 
 PAGE = "report.html"
 
@@ -27,19 +30,22 @@ def run(
     bundle = assemble(model, evaluation, detector, out)
     registry = Registry(tracking_uri, model_name)
     report = json.loads((evaluation / "report.json").read_text())
-    metrics = {"clean_accuracy": report["clean_accuracy"], "train_seconds": bundle.manifest["training"]["seconds"]}
-    for row in report["robust"]:
-        metrics[f"accuracy_{row['label']}_{row['norm']}_{row['epsilon']:.4g}".replace(" ", "_")] = row["accuracy"]
+    metrics = metric_values(report) | {"train_seconds": bundle.manifest["training"]["seconds"]}
     tags = {
         "objective": bundle.manifest["objective"], "cause": cause, "dataset": bundle.manifest["data"]["dataset"],
+        "suite": str(report.get("suite", "quick")),
         "data_checksum": bundle.manifest["data"]["checksum"], "clean_accuracy": f"{report['clean_accuracy']:.4f}",
         "robust_accuracy": json.dumps({f"{r['label']} {r['norm']} {r['epsilon']:.4g}": round(r["accuracy"], 4)
                                        for r in report["robust"]}),
     }
     if parent:
         tags["parent_version"] = str(parent)
-    return registry.register(bundle, metrics=metrics, parameters=bundle.manifest["parameters"], tags=tags,
-                             run_id=run_id)
+    version = registry.register(bundle, metrics=metrics, parameters=bundle.manifest["parameters"], tags=tags,
+                                run_id=run_id)
+    with tempfile.TemporaryDirectory() as scratch:
+        registry.record(version, folder=save_figures(Path(scratch), report), at="figures",
+                        datasets=datasets(bundle, report))
+    return version
 
 
 def assemble(model: Path, evaluation: Path, detector: Path, out: Path) -> Bundle:
@@ -49,25 +55,7 @@ def assemble(model: Path, evaluation: Path, detector: Path, out: Path) -> Bundle
     shutil.copytree(detector, out, dirs_exist_ok=True)
     shutil.copy(evaluation / "report.json", out)
     report = json.loads((evaluation / "report.json").read_text())
-    quality = json.loads((detector / "detection.json").read_text())
-    strength = [(row["attack"], row["epsilon"], row["estimate"]) for row in quality["attacks"] if row["estimate"]]
     shown = json.loads((evaluation / "examples.json").read_text())
-    robustness_report(out / PAGE, title=f"{bundle.manifest['data']['dataset']}, {bundle.architecture.name}",
-                      report=report, examples=shown, strength=strength, card=card(bundle))
+    robustness_report(out / PAGE, title=page_title(bundle), report=report, examples=shown, card=card(bundle),
+                      strength=strength_points(detector))
     return seal(out)
-
-
-def card(bundle: Bundle) -> dict[str, str]:
-    """The model card's facts for the page."""
-    manifest = bundle.manifest
-    return {
-        "Dataset": manifest["data"]["dataset"],
-        "Data checksum": manifest["data"]["checksum"][:16],
-        "Architecture": bundle.architecture.name,
-        "Objective": manifest["objective"],
-        "Trained for": ", ".join(map(str, bundle.threats)) or "no threat model (undefended)",
-        "Epochs": f"{manifest['training']['epochs']}, best {manifest['training']['best_epoch']}",
-        "Training time": f"{manifest['training']['seconds']} s on {manifest['training']['device']}",
-        "Seed": str(manifest["parameters"]["seed"]),
-        "Pictures": ", ".join(f"{name} {split['n']}" for name, split in manifest["data"]["splits"].items()),
-    }

@@ -268,4 +268,4 @@ def _worst(rows: list[dict]) -> dict:
 
 def _strongest(rows: list[dict], threat: ThreatModel) -> dict:
     same = [row for row in rows if (row["norm"], row["epsilon"]) == (threat.norm, threat.epsilon)]
-    return dict(min(same, key=lambda row: row["accuracy"]))
+    return dict(min(same, key=lambda row: (row["accuracy"], row["attack"] != "autoattack")))

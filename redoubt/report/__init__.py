@@ -6,6 +6,6 @@ each write one page, and `facts` gives a report's figures to trackers.
 
 from redoubt.report.compare import comparison
 from redoubt.report.drill import drill_picture, drill_report
-from redoubt.report.robustness import robustness_report
+from redoubt.report.robustness import report_figures, robustness_report
 
-__all__ = ["comparison", "drill_picture", "drill_report", "robustness_report"]
+__all__ = ["comparison", "drill_picture", "drill_report", "report_figures", "robustness_report"]

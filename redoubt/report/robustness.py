@@ -166,6 +166,17 @@ def _draw_estimates(fig, points) -> None:
     axes.legend(loc="upper left")
 
 
+def report_figures(folder: Path | str, report: Mapping) -> Path:
+    """Write the page's plots as PNG files to `folder`; a part that the report lacks leaves its file out."""
+    folder, rows = Path(folder), list(report.get("attacks") or ())
+    for norm in sorted({row["norm"] for row in rows}):
+        own = [row for row in rows if row["norm"] == norm]
+        plots.save(lambda fig, narrow, own=own: _draw_curve(fig, own), folder / f"accuracy-{norm}.png", size=(7, 3.8))
+    for name, draw in trust.drawings(report).items():
+        plots.save(draw, folder / f"{name}.png", size=(6, 4))
+    return folder
+
+
 def _examples(examples: Sequence[Mapping] | None) -> Html:
     if not examples:
         return Html("")

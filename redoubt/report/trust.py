@@ -70,7 +70,7 @@ def calibration(report: Mapping) -> Html:
     found = report.get("calibration")
     if not found:
         return Html("")
-    picture = plots.svg(lambda fig, narrow: _draw_reliability(fig, found["bins"]),
+    picture = plots.svg(drawings(report)["reliability"],
                         f"Reliability diagram; the expected calibration error is {percent(found['ece'])}.",
                         name="reliability", wide=(5.0, 4.2), narrow=(3.9, 3.5))
     text = (f"Expected calibration error {percent(found['ece'])} over {len(found['bins'])} bins, "
@@ -79,6 +79,18 @@ def calibration(report: Mapping) -> Html:
     return section("Does it know when it is wrong?", figure(picture, text, kind="half"),
                    note="Clean images by how sure the model is. On the diagonal it is right as often as it says, "
                         "below it is too sure. Larger marks stand for more images.")
+
+
+def drawings(report: Mapping) -> dict[str, plots.Draw]:
+    """Those of this file's plots that the report has figures for, by name."""
+    found: dict[str, plots.Draw] = {}
+    if report.get("calibration"):
+        found["reliability"] = lambda fig, narrow: _draw_reliability(fig, report["calibration"]["bins"])
+    if report.get("corruptions"):
+        rows = report["corruptions"]["rows"]
+        kinds = list(dict.fromkeys(row["corruption"] for row in rows))
+        found["corruptions"] = lambda fig, narrow: _draw_corruptions(fig, rows, kinds, report.get("clean_accuracy"))
+    return found
 
 
 def _draw_reliability(fig, bins: Sequence[Mapping]) -> None:
@@ -101,7 +113,7 @@ def corruptions(report: Mapping) -> Html:
     if not found:
         return Html("")
     kinds = list(dict.fromkeys(row["corruption"] for row in found["rows"]))
-    picture = plots.svg(lambda fig, narrow: _draw_corruptions(fig, found["rows"], kinds, report.get("clean_accuracy")),
+    picture = plots.svg(drawings(report)["corruptions"],
                         "Accuracy under common corruptions by severity; the figures stand in the table.",
                         name="corruptions", wide=(6.2, 3.6), narrow=(3.9, 3.5))
     rows = [(TITLES.get(kind, kind.capitalize()),

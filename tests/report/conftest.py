@@ -101,3 +101,35 @@ def shown():
              "amplified": 5.0, "label": "cat", "predicted": "cat", "confidence": 0.9, "predicted_adversarial": wrong,
              "confidence_adversarial": 0.6, "attack": "PGD-20", "norm": "Linf", "epsilon": 0.1}
             for wrong in ("dog", "cat")]
+
+
+@pytest.fixture(scope="session")
+def full_evaluation(evaluation):
+    """The evaluation with every part that the pipeline's report has."""
+    share = {"n": 500, "accuracy": 0.8, "low": 0.76, "high": 0.84}
+    spread = {"mean": 0.9, "low": 0.85, "high": 0.95}
+    bins = [{"low": i / 5, "high": (i + 1) / 5, "n": 60 if i else 0, "confidence": (i + 0.5) / 5 if i else None,
+             "accuracy": (i + 0.4) / 5 if i else None} for i in range(5)]
+    verdicts = {"falls_with_epsilon": "pass", "converged": "pass", "few_classes": "not applicable"}
+    checks = [{"check": name, "title": f"About {name}", "verdict": verdict, "detail": "128 images", "numbers": {}}
+              for name, verdict in verdicts.items()]
+    return evaluation | {
+        "format": 2, "suite": "quick", "checks": checks, "defended": True, "split": "test", "shape": [1, 8, 8],
+        "worst_case": [{"norm": "Linf", "epsilon": 0.1, **share, "attacks": ["FGSM", "PGD-20"],
+                        "per_class": evaluation["per_class"], "worst_class": evaluation["worst_class"]}],
+        "calibration": {"n": 300, "ece": 0.031, "mean_confidence": 0.91, "accuracy": 0.96, "brier": 0.1, "nll": 0.3,
+                        "bins": bins},
+        "corruptions": {"n": 500, "mean": 0.7, "rows": [
+            {"corruption": kind, "severity": severity, "amount": 1.0, **share} for kind in ("noise", "jpeg")
+            for severity in range(1, 6)]},
+        "imperceptibility": {"attack": "pgd", "label": "PGD-20", "norm": "Linf", "epsilon": 0.1, "n": 100,
+                             "ssim": spread, "l2": spread, "linf": spread},
+        "cost": [{"attack": "pgd", "label": "PGD-20", "norm": "Linf", "epsilon": 0.1, "n": 300, "seconds": 2.0,
+                  "images_per_second": 150.0},
+                 {"attack": "checks", "label": "sanity checks", "norm": "", "epsilon": 0.0, "n": 128, "seconds": 1.0,
+                  "images_per_second": 128.0}],
+        "training": {"seconds": 60.0, "epochs": 4, "pictures": 50000, "standard_epoch_seconds": 3.0,
+                     "times_standard": 5.0},
+        "hardware": "2 x CPU", "dataset": "digits", "twins_left_out": 2, "data_checksum": "ab" * 32,
+        "model": {"architecture": "compact-cnn", "weights_sha256": "0" * 64, "parameters": 55_000},
+    }

@@ -64,3 +64,29 @@ def test_names_are_escaped(tmp_path, evaluation, shown, read_page):
     )
     assert evil in read_page(path).text
     assert "<img src=x" not in path.read_text()
+
+
+def test_a_whole_report_says_how_far_it_can_be_trusted(tmp_path, full_evaluation, read_page):
+    card = {"Objective": "pgd"}
+    page = read_page(robustness_report(tmp_path / "r.html", title="t", report=full_evaluation, card=card))
+    for words in (
+        "all checks passed", "About converged pass 128 images", "not applicable", "FGSM, PGD-20 together",
+        "Expected calibration error 3.1 %", "JPEG 80 %", "Structural similarity", "sanity checks",
+        "5.0 times as much", "2 twins of training images left out", "a figure to publish needs AutoAttack", "55,000",
+        "1×8×8 pictures", "Limits",
+    ):
+        assert words in page.text, words
+
+
+def test_a_failed_check_stands_in_the_head(tmp_path, full_evaluation, read_page):
+    checks = [check | {"verdict": "fail"} for check in full_evaluation["checks"][:2]]
+    page = read_page(robustness_report(tmp_path / "r.html", title="t", report=full_evaluation | {"checks": checks}))
+    assert "2 checks failed" in page.text
+    assert "do not rely on these figures" in page.text
+
+
+def test_an_undefended_model_is_called_so(tmp_path, full_evaluation, read_page):
+    report = full_evaluation | {"defended": False}
+    page = read_page(robustness_report(tmp_path / "r.html", title="t", report=report))
+    assert "must not be relied on under attack" in page.text
+    assert "measured; not trained for" in page.text

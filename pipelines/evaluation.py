@@ -1,0 +1,156 @@
+"""Evaluate a registered version again with another suite, write its report, compare two versions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from components.evaluate import step as evaluate_step
+from components.prepare_data import step as prepare_step
+from components.register.page import card, datasets, page_title, save_figures, strength_points
+from redoubt.bundle import Bundle
+from redoubt.errors import InvalidInput, one_of
+from redoubt.evaluation.suites import SUITES, check_suite
+from redoubt.registry import Registry, Version
+from redoubt.report import comparison, robustness_report
+from redoubt.report.compare import lines, mismatch
+from redoubt.report.facts import metric_values
+
+PLACE = "evaluations"               # below it, in a version's run, one folder a suite
+STRONGEST = ("full", "standard", "quick")
+PAGE, REPORT = "report.html", "report.json"
+console = Console()
+
+
+def evaluate_version(
+    registry: Registry, number: str, suite: str, home: Path, *, limit: int, seed: int, data_dir: str = "",
+    out: Path | None = None,
+) -> Path:
+    """Evaluate a version on its own test pictures and keep the report with it; returns where the page lies here.
+
+    A run that was killed goes on from what it had finished: its state lies beside the page.
+    """
+    check_suite(suite)
+    version = registry.version(number)
+    out = out or home / PLACE / f"{registry.model_name}-{version.number}-{suite}"
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home, prefix=".evaluate-") as scratch:
+        bundle = registry.fetch(version, Path(scratch) / "bundle")
+        data = training_data(bundle, Path(scratch) / "data", data_dir)
+        asked = bundle.manifest["parameters"]
+        report = evaluate_step.run(
+            data, bundle.folder, out, norm=asked.get("norm", "Linf"), epsilon=asked.get("epsilon", 0.1), limit=limit,
+            suite=suite, seed=seed, state=out / "state", progress=_say,
+        )
+        write_page(out, bundle, report)
+        (out / evaluate_step.EXAMPLES).unlink(missing_ok=True)   # they are in the page
+        registry.record(version, metrics={f"{suite}/{name}": value for name, value in metric_values(report).items()},
+                        folder=out, at=f"{PLACE}/{suite}", datasets=datasets(bundle, report))
+    registry.tag(version, suite=suite, **tags(report))
+    _summary(report)
+    return out / PAGE
+
+
+def training_data(bundle: Bundle, folder: Path, data_dir: str) -> Path:
+    """The data that a version was trained on and is tested on, prepared again and held against its checksum."""
+    request = dict(bundle.manifest["data"]["request"])
+    if data_dir:
+        request["data_dir"] = data_dir
+    prepare_step.run(folder, **request, data_checksum=bundle.manifest["data"]["checksum"])
+    return folder
+
+
+def write_page(out: Path, bundle: Bundle, report: dict) -> Path:
+    """The report's page and figures in `out`, where its JSON lies."""
+    shown = json.loads((out / evaluate_step.EXAMPLES).read_text())
+    save_figures(out / "figures", report)
+    return robustness_report(out / PAGE, title=page_title(bundle), report=report, examples=shown, card=card(bundle),
+                             strength=strength_points(bundle.folder))
+
+
+def tags(report: dict) -> dict[str, str]:
+    """What a suite found, as tags of the version: the figure to quote, and under which attacks."""
+    worst = min(report["worst_case"], key=lambda row: row["accuracy"], default=None)
+    found = {f"{row['label']} {row['norm']} {row['epsilon']:.4g}": round(row["accuracy"], 4)
+             for row in report["robust"]}
+    return {"robust_accuracies": json.dumps(found), "evaluated_images": str(report["n"])} | (
+        {"robust_accuracy": f"{worst['accuracy']:.4f}"} if worst else {})
+
+
+def fetch_report(registry: Registry, version: Version, folder: Path, suite: str = "") -> tuple[Path, Bundle]:
+    """A version's report (a folder with page and JSON) and its bundle: of the suite asked for, else the strongest.
+
+    Raises:
+        InvalidInput: when there is none.
+    """
+    bundle = registry.fetch(version, folder / "bundle")
+    if suite:
+        one_of(suite, SUITES, "suite")
+    for name in (suite,) if suite else STRONGEST:
+        found = registry.artifacts(version, f"{PLACE}/{name}", folder / name)
+        if found is not None:
+            return found, bundle
+    made = bundle.folder / REPORT
+    if made.is_file() and suite in ("", json.loads(made.read_text()).get("suite", "quick")):
+        return bundle.folder, bundle
+    what = f"report of the suite {suite!r}" if suite else "report"
+    raise InvalidInput(f"version {version.number} has no {what}: "
+                       f"`redoubt evaluate {version.number} --suite {suite or 'quick'}` makes one")
+
+
+def write_report(registry: Registry, number: str, out: Path, suite: str = "") -> tuple[Path, Path]:
+    """Copy a version's report to `out`, and its facts as JSON beside it; returns both paths."""
+    version = registry.version(number)
+    with tempfile.TemporaryDirectory() as scratch:
+        found, _ = fetch_report(registry, version, Path(scratch), suite)
+        if not (found / PAGE).is_file():
+            raise InvalidInput(f"version {number} has no report: it was not made by this pipeline")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(found / PAGE, out)
+        shutil.copy(found / REPORT, out.with_suffix(".json"))
+    return out.absolute(), out.with_suffix(".json").absolute()
+
+
+def compare_versions(registry: Registry, numbers: tuple[str, str], out: Path) -> Path:
+    """Print two versions side by side and write the same as a page."""
+    with tempfile.TemporaryDirectory() as scratch:
+        versions = [registry.version(number) for number in numbers]
+        folders = [fetch_report(registry, v, Path(scratch) / f"{i}-{v.number}") for i, v in enumerate(versions)]
+        reports = tuple(json.loads((found / REPORT).read_text()) for found, _ in folders)
+        cards = tuple(card(bundle) for _, bundle in folders)
+    names = tuple(f"version {version.number}" for version in versions)
+    table = Table("", *names, "difference", title=registry.model_name)
+    colours = {"good": "[green]", "bad": "[red]", "": ""}
+    for line in lines(*reports):
+        table.add_row(line.name, line.first, line.second, f"{colours[line.tone]}{line.difference}")
+    console.print(table)
+    if why := mismatch(*reports):
+        console.print(f"[yellow]{why}[/]", highlight=False)
+    return comparison(out, names, reports, cards).absolute()
+
+
+def _say(row: dict) -> None:
+    """One line for each finished row."""
+    if "label" in row:
+        console.print(f"{row['label']:>28}  {row['norm']} {row['epsilon']:<8.4g} {row['accuracy']:.4f}  "
+                      f"({row['low']:.4f} to {row['high']:.4f}, n {row['n']})", highlight=False)
+    elif "part" in row:
+        console.print(f"{'AutoAttack':>28}  {row['part']}, batch {row['batch']} of {row['of']}: {row['accuracy']:.4f}",
+                      highlight=False)
+
+
+def _summary(report: dict) -> None:
+    table = Table("check", "verdict", "found")
+    for check in report["checks"]:
+        colour = {"fail": "[red]", "pass": "[green]"}.get(check["verdict"], "")
+        table.add_row(check["title"], f"{colour}{check['verdict']}", check["detail"])
+    console.print(table)
+    for row in report["worst_case"]:
+        console.print(f"[bold]{row['accuracy']:.4f}[/] ({row['low']:.4f} to {row['high']:.4f}, n {row['n']}) withstand "
+                      f"{', '.join(row['attacks'])} at {row['norm']} {row['epsilon']:.4g}; clean "
+                      f"{report['clean_accuracy']:.4f}", highlight=False)
