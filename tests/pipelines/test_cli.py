@@ -9,7 +9,8 @@ import pytest
 from redoubt.bundle import write_bundle
 from redoubt.registry import Registry
 
-COMMANDS = ["run", "drill", "serve", "attack", "models", "promote", "rollback", "report", "compile", "submit"]
+COMMANDS = ["run", "drill", "serve", "attack", "models", "promote", "rollback", "evaluate", "report", "compare",
+            "compile", "submit"]
 
 
 def redoubt(*arguments, home=None):
