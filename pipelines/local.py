@@ -33,12 +33,16 @@ class RunResult:
     reason: str = ""
 
 
-def start(parameters: RunParameters, folder: Path) -> subprocess.Popen:
-    """Start a run in a process of its own, which writes everything to `folder`."""
+def start(parameters: RunParameters | dict, folder: Path, module: str = "pipelines.local") -> subprocess.Popen:
+    """Start a run in a process of its own, which writes everything to `folder`.
+
+    Args:
+        module: whose `main(folder)` it is; the pipeline for one model by default.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "parameters.json", parameters.to_json())
+    write_json(folder / "parameters.json", parameters if isinstance(parameters, dict) else parameters.to_json())
     with (folder / "run.log").open("ab") as log:
-        return subprocess.Popen([sys.executable, "-m", "pipelines.local", str(folder)], stdout=log,
+        return subprocess.Popen([sys.executable, "-m", module, str(folder)], stdout=log,
                                 stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
@@ -72,7 +76,7 @@ def execute(parameters: RunParameters, folder: Path) -> RunResult:
 
     from pipelines.chain import pipeline
 
-    with _shell_safe_python():
+    with shell_safe_python():
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "artifacts"),
                    raise_on_error=True)
         try:
@@ -84,7 +88,7 @@ def execute(parameters: RunParameters, folder: Path) -> RunResult:
 
 
 @contextlib.contextmanager
-def _shell_safe_python():
+def shell_safe_python():
     """kfp puts sys.executable into a shell command as it is, so a path with a space must be quoted there."""
     plain = sys.executable
     sys.executable = shlex.quote(plain)

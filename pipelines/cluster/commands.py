@@ -43,7 +43,8 @@ def add_to(app: typer.Typer, run: Callable) -> None:
         run: the command that trains on this machine; those that train on a cluster take its options.
     """
     for name, command in (("compile", compile_pipeline), ("submit", _training(submit, run)), ("follow", follow),
-                          ("cancel", cancel), ("schedule", _training(schedule, run))):
+                          ("cancel", cancel), ("schedule", _training(schedule, run)),
+                          ("sweep", _training(sweep, run))):
         app.command(name, rich_help_panel=PANEL)(command)
 
 
@@ -134,6 +135,56 @@ def schedule(
                                          image=image, allow_tag=allow_tag or None, tracking_uri=uri)
     made, new = recurring.make(api, chosen, version, asked, when)
     say(f"{made['display_name']} {'recurs from now on' if new else 'recurs already'}: {made['recurring_run_id']}")
+
+
+def sweep(
+    training: dict, settings: Settings = None, given: Set = None, endpoint: Endpoint = "", namespace: Namespace = "",
+    image: Image = "", allow_tag: AllowTag = False,
+    epsilons: Annotated[str, typer.Option(help="The epsilons, as 2/255,4/255,8/255.")] = "0.05,0.1,0.2",
+    local: Annotated[bool, typer.Option("--local", help="Run it on this machine, two models at a time.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where --local writes the page.")] = Path("sweep.html"),
+    wait: Annotated[bool, typer.Option(help="Follow the run to its end; the exit code is then its result.")] = True,
+) -> None:
+    """Train one model for each of several epsilons, in parallel, and put them side by side on one page.
+
+    Nothing is registered or promoted: it shows what each epsilon costs on clean pictures and buys under attack.
+    """
+    from pipelines import sweep as sweeping
+
+    training.pop("epsilon")
+    found = sweeping.read_epsilons(epsilons, training["norm"])
+    asked = sweeping.arguments(_parameters(training, "http://mlflow:5000"), found)
+    if local:
+        raise typer.Exit(_sweep_here(asked, out))
+    from pipelines.cluster import package, submit
+    from pipelines.cluster.connect import pipelines_api
+    from pipelines.cluster.place import placing
+    from pipelines.cluster.settings import load
+
+    chosen = load(settings, given=tuple(given or ()), endpoint=endpoint, namespace=namespace, image=image,
+                  allow_tag=allow_tag or None, pipeline=sweeping.NAME, experiment=sweeping.NAME)
+    api = pipelines_api(chosen)
+    made = package.package(chosen, lambda settings: sweeping.define(placing(settings)))
+    run, new = submit.start(api, chosen, submit.ensure_version(api, chosen, made), asked)
+    say(f"run {run.name} {'started' if new else 'is under way already'}: {api.page(run.id)}")
+    raise typer.Exit(_follow(api, chosen, run.id) if wait else 0)
+
+
+def _sweep_here(asked: dict, out: Path) -> int:
+    import shutil
+
+    from pipelines import local
+    from pipelines.home import home_folder, new_folder
+
+    folder = new_folder(home_folder() / "runs", "sweep")
+    process = local.start(asked, folder, "pipelines.sweep")
+    result = local.follow(process, folder,
+                          lambda row: say(f"{row['step']}: {row['state']}") if "state" in row else None)
+    if result.status == "failed":
+        raise RedoubtError(f"{result.reason} (log: {folder / 'run.log'})")
+    shutil.copy(folder / "sweep.html", out)
+    say(f"written to {out}")
+    return 0
 
 
 def _ready(training: dict, settings: Path | None, given: list[str] | None, **flags):

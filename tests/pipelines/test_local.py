@@ -154,7 +154,7 @@ def test_a_python_below_a_folder_with_a_space_is_quoted():
     before, expected = sys.executable, "'/a b/python'"
     sys.executable = "/a b/python"
     try:
-        with local._shell_safe_python():
+        with local.shell_safe_python():
             assert sys.executable == expected
         assert sys.executable == "/a b/python"
     finally:

@@ -237,7 +237,8 @@ class KfpServer:
         given = body.get("runtime_config", {}).get("parameters", {})
         if known is not None and set(given) - set(known):
             return 400, f"parameter {sorted(set(given) - set(known))} are not used by the pipeline"
-        types = {"NUMBER_INTEGER": int, "NUMBER_DOUBLE": (int, float), "STRING": str, "BOOLEAN": bool}
+        types = {"NUMBER_INTEGER": int, "NUMBER_DOUBLE": (int, float), "STRING": str, "BOOLEAN": bool,
+                 "LIST": list, "STRUCT": dict}
         for name, value in given.items() if known else ():
             if not isinstance(value, types[known[name]["parameterType"]]):
                 return 400, f"input parameter {name} requires type {known[name]['parameterType']}"
