@@ -4,8 +4,11 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
+ENGINE ?= docker
+VARIANT ?= gpu
+VERSION ?= 0.1.0
 
-.PHONY: help install run test test-slow lint format peers serving-peers bench compile lock clean
+.PHONY: help install run test test-slow lint format peers serving-peers bench compile images image-sizes lock clean
 
 help:               ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +54,17 @@ bench: install peers ## the small version of every benchmark
 
 compile: install    ## write the pipeline's IR YAML to build/pipeline.yaml
 	$(BIN)/python -m pipelines.cli compile build/pipeline.yaml
+
+images:             ## build both images; ENGINE=podman and VARIANT=cpu change how
+	for target in steps serving; do \
+	  case $$target in steps) tag=$(VERSION)-python3.11 ;; *) tag=$(VERSION) ;; esac; \
+	  $(ENGINE) build --target $$target -t redoubt/$$target:$$tag --build-arg VARIANT=$(VARIANT) \
+	    --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
+	    $(BUILD_ARGS) . || exit 1; \
+	done
+
+image-sizes: install ## what both images weigh, and what that is made of
+	$(BIN)/python -m benchmarks.image --engine $(ENGINE) --quick
 
 lock: install       ## pin what the image is built from, in requirements/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
