@@ -48,7 +48,7 @@ serving-peers:      ## the environments of the servers that the serving benchmar
 	done
 
 bench: install peers ## the small version of every benchmark
-	for file in $$(grep -l '__main__' benchmarks/[a-z]*.py) benchmarks/training benchmarks/serving; do \
+	for file in $$(grep -l '__main__' benchmarks/[a-z]*.py) benchmarks/front benchmarks/serving benchmarks/training; do \
 	  $(BIN)/python -m "benchmarks.$$(basename $$file .py)" --quick || exit 1; \
 	done
 

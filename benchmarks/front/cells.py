@@ -22,9 +22,9 @@ from redoubt.evaluation.intervals import wilson
 from redoubt.models import Architecture, build
 from redoubt.training import train
 
-TRAINING = ("redoubt/training", "redoubt/models", "redoubt/attacks", "redoubt/threat.py")
-MEASURING = ("redoubt/evaluation/accuracy.py", "redoubt/evaluation/autoattack.py", "redoubt/models",
-             "redoubt/attacks", "redoubt/threat.py")
+TRAINING = ("redoubt/training", "redoubt/models", "redoubt/attacks", "redoubt/threat.py", "benchmarks/front/cells.py")
+MEASURING = ("redoubt/evaluation/accuracy.py", "redoubt/evaluation/autoattack.py", "redoubt/models", "redoubt/attacks",
+             "redoubt/threat.py", "benchmarks/front/cells.py")
 
 
 def say(text: str) -> None:
@@ -60,7 +60,7 @@ def _tell(row: dict) -> None:
 
 
 def trained(recipe: Recipe, data: Prepared, seed: int, extra: list[str]) -> dict:
-    """The training cell: wall seconds of the whole process, and processor seconds it got per second.
+    """The training cell: wall and processor seconds of the whole process.
 
     Args:
         extra: arguments that make the child prepare the same data.
@@ -76,7 +76,7 @@ def trained(recipe: Recipe, data: Prepared, seed: int, extra: list[str]) -> dict
         start, before = time.perf_counter(), _children_seconds()
         subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
         seconds = time.perf_counter() - start
-        return {"seconds": seconds, "cores": (_children_seconds() - before) / seconds}
+        return {"seconds": seconds, "cpu_seconds": _children_seconds() - before}
 
     return cell("front-training", key, run)
 

@@ -13,9 +13,9 @@ from benchmarks.front.recipes import QUICK, RECIPES
 
 
 def row(name, seconds, autoattack, clean=0.86):
-    return {"recipe": name, "objective": name[0], "additions": "-", "network": "compact-cnn", "epochs": 1, "cores": 1.9,
-            "seconds": seconds, "autoattack": autoattack, "clean": clean, "pgd20": 0.7, "low": autoattack - 0.03,
-            "high": autoattack + 0.03, "n": 1000, "n_clean": 10_000}
+    return {"recipe": name, "objective": name[0], "additions": "-", "network": "compact-cnn", "epochs": 1,
+            "seconds": seconds, "cpu_seconds": 2 * seconds, "autoattack": autoattack, "clean": clean, "pgd20": 0.7,
+            "low": autoattack - 0.03, "high": autoattack + 0.03, "n": 1000, "n_clean": 10_000}
 
 
 def test_the_front_holds_what_nothing_beats_in_time_and_accuracy():

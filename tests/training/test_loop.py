@@ -62,6 +62,12 @@ def test_a_training_set_smaller_than_a_batch_is_one_step(digits):
     assert run(digits, limit=20, objective="standard").history[0]["loss"] > 0
 
 
+@pytest.mark.parametrize(("looks", "epochs"), [(1, [6]), (2, [3, 6]), (20, [1, 2, 3, 4, 5, 6])])
+def test_looks_at_validation_are_spread_over_the_run(digits, looks, epochs):
+    history = run(digits, limit=64, objective="standard", epochs=6, looks=looks).history
+    assert [row["epoch"] for row in history] == epochs
+
+
 def test_what_training_is_for(digits, digits_model, robust_digits_model):
     """At its own epsilon the robust model beats the undefended by far under PGD-20, and stays good on clean images."""
     x, y = digits.tensors("test")
