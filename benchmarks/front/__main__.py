@@ -126,7 +126,9 @@ def main() -> int:
     for name in left:
         report.require(False, f"{name} was not measured in this call: call again")
     done = [row for row in rows if "autoattack" in row]
-    if done and not given.quick:
+    if not done:
+        report.require(False, "AutoAttack was left for another call: nothing is judged")
+    elif not given.quick:
         judge(report, done)
     if done and given.plot:
         draw_front(done, TARGET, given.plot)
