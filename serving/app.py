@@ -21,6 +21,7 @@ from serving.routes.errors import add_errors
 from serving.routes.health import health_routes
 from serving.routes.inference import inference_routes
 from serving.routes.labels import label_routes
+from serving.routes.operations import operation_routes
 from serving.routes.status import status_routes
 from serving.server import Server
 from serving.settings import Settings
@@ -57,7 +58,7 @@ def create_app(
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(Front, server=server)
     add_errors(app)
-    for routes in (health_routes, inference_routes, label_routes, status_routes):
+    for routes in (health_routes, inference_routes, label_routes, status_routes, operation_routes):
         app.include_router(routes(server))
     app.include_router(live_router(server.feed))
     app.include_router(docs_routes(app))

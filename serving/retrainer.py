@@ -24,15 +24,17 @@ class Retrainer:
         on_finished: called with a request that is promoted, refused or given up.
         leads: whether this replica acts for all, now; always true for one server.
         tell: called with what happens, for people elsewhere: one word, a sentence, and whether it is a warning.
+        held: whether an operator holds back every start; asked before each.
     """
 
     def __init__(
         self, settings: Settings, ledger: Ledger, launcher: Launcher, problems: Problems,
         on_finished: Callable[[RetrainRequest], None], *, leads: Callable[[], bool] = lambda: True,
+        held: Callable[[], bool] = lambda: False,
         tell: Callable[[str, str, bool], None] = lambda reason, message, warning: None,
     ):
         self._settings, self._ledger, self._launcher, self._problems = settings, ledger, launcher, problems
-        self._on_finished, self._leads, self._tell = on_finished, leads, tell
+        self._on_finished, self._leads, self._held, self._tell = on_finished, leads, held, tell
         self._interrupt = threading.Event()   # set to stop following a run, by the end of this server or of its term
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name="retrainer", daemon=True)
@@ -83,9 +85,10 @@ class Retrainer:
             LedgerUnavailable, OSError: when the ledger or the disk fails; the request stays owed.
         """
         request = self._ledger.due(self._settings.model_name) if self._leads() else None
-        if request is not None:
-            self._carry_out(request)
-        return request is not None
+        if request is None or (request.state == "pending" and self._held()):
+            return False
+        self._carry_out(request)
+        return True
 
     def _tidy_all(self) -> None:
         """What an end between a result and the tidying left."""

@@ -23,6 +23,7 @@ from serving.launcher import ChildProcessLauncher, Launcher, read_step
 from serving.ledger import SqliteLedger
 from serving.live.feed import Feed
 from serving.model import LoadedModel
+from serving.operations import Operations
 from serving.problems import HomeUnusable, NotFound, Problems
 from serving.quarantine import Quarantine
 from serving.records import Ledger, LedgerUnavailable, RetrainRequest
@@ -88,9 +89,10 @@ class Server:
             folder=settings.home / "models" / settings.model_name, poll_seconds=settings.poll_seconds,
             on_model=self._on_model,
         )
+        self.operations = Operations(settings, registry, self.champion.wake)
         self.retrainer = Retrainer(
             settings, self.ledger, launcher, self.problems, self._request_finished, leads=self._leads,
-            tell=self._event,
+            held=lambda: self.operations.paused, tell=self._event,
         )
         if self.replica is not None:
             self.replica.leadership.on_change = self._elected
@@ -140,6 +142,7 @@ class Server:
             return
         self._stop.set()
         self.retrainer.stop()
+        self.operations.stop()
         self.champion.stop()
         if self._ticker.is_alive():
             self._ticker.join(timeout=5)
@@ -302,6 +305,8 @@ class Server:
             "feedback": self.feedback.status(campaign=any(row["state"] == "open" for row in campaigns)),
             "challenger": self.shadow.status() if self.shadow else None,
             "policy": self.settings.policy,
+            "operations": self.operations.status(),
+            "quarantine": self.quarantine is not None,
         }
 
     def _in_flight(self) -> int:

@@ -161,6 +161,10 @@ class Settings(BaseSettings):
         default_factory=lambda: [sys.executable, "-m", "pipelines.retrain"], min_length=1,
         description="Command (a JSON list) that takes a request's folder as its last argument",
     )
+    promote_command: list[str] = Field(
+        default_factory=lambda: [sys.executable, "-m", "pipelines.cli", "promote"],
+        description="Command (a JSON list) that has the gate judge a version; [] where it cannot be started",
+    )
     cool_down_seconds: float = Field(600.0, ge=0, description="Seconds after one retraining run before the next")
     daily_budget: int = Field(6, ge=0, description="Most retraining requests within 24 hours")
     retrain_attempts: int = Field(3, ge=1, description="Attempts at one request before it is given up as failed")

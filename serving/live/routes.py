@@ -18,7 +18,7 @@ from serving.live.feed import Feed
 FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript", "charts.js": "text/javascript",
          "icon.svg": "image/svg+xml"}
 # Everything comes from this server, nothing is written into the page's own text, and nobody may frame it.
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; " \
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; " \
          "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 MOST_READERS = 32
 _LOOK_SECONDS, _QUIET_SECONDS = 0.25, 15.0

@@ -13,7 +13,7 @@ import torch
 
 from redoubt.bundle import Bundle, open_bundle
 from redoubt.detection import Strength, Verdicts
-from redoubt.errors import RegistryError
+from redoubt.errors import InvalidInput, RegistryError
 from redoubt.registry import Version
 from redoubt.threat import ThreatModel
 from serving.ledger import SqliteLedger
@@ -53,6 +53,12 @@ class FolderRegistry:
             name="digits", number=self.number, run_id=f"{self.name}{self.number:032}", source=source,
             created=datetime.now(UTC),
         )
+
+    def rollback(self, *, why: str = "") -> Version:
+        if self.number == min(self.folders):
+            raise InvalidInput("there is no champion before this one")
+        self.number, self.why = min(self.folders), why
+        return self.champion()
 
     def fetch(self, version: Version, folder: Path) -> Bundle:
         self.fetches.append(time.monotonic())

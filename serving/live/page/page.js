@@ -117,8 +117,10 @@ function show(frame) {
   $("problem").hidden = !frame.problem;
   $("problem").textContent = frame.problem ?? "";
   tiles(frame, open);
+  actions(frame, open);
   steps(run);
   tables(frame);
+  pictures(frame);
   if (!document.hidden) draw();
 }
 
@@ -163,6 +165,50 @@ function steps(run) {
   if (latest.robust_accuracy !== undefined) facts.push(`robust ${(100 * latest.robust_accuracy).toFixed(1)} %`);
   if (latest.seconds_left !== undefined) facts.push(`${Math.round(latest.seconds_left)} s left in this step`);
   $("run-text").textContent = facts.join(" · ");
+}
+
+async function pictures(frame) {
+  const flagged = frame.monitor?.flagged ?? 0;
+  if (!frame.quarantine || pictures.seen === flagged) return;
+  pictures.seen = flagged;
+  const answer = await fetch("quarantine?limit=12", { headers: headers() });
+  if (!answer.ok) return;
+  const rows = await answer.json();
+  $("quarantine-section").hidden = !rows.length;
+  const shown = await Promise.all(rows.map(async row => {
+    const image = await fetch(`quarantine/${row.id}`, { headers: headers() });
+    return image.ok ? [row, URL.createObjectURL(await image.blob())] : null;
+  }));
+  document.querySelectorAll("#quarantine img").forEach(old => URL.revokeObjectURL(old.src));
+  $("quarantine").replaceChildren(...shown.filter(Boolean).map(([row, url]) => {
+    const figure_ = element("figure"), image = element("img"), change = element("canvas");
+    image.src = url;
+    image.width = image.height = change.width = change.height = 64;
+    image.alt = `flagged input, strength ${figure(row.strength)}`;
+    image.addEventListener("load", () => amplify(image, change));
+    figure_.append(image, change, element("figcaption", `${figure(row.strength)} · ${time(row.at)}`));
+    return figure_;
+  }));
+}
+
+// What is rough in the picture: it less its own 3x3 median, four times as strong. Most of a perturbation is in there.
+function amplify(image, canvas) {
+  const n = image.naturalWidth, paper = new OffscreenCanvas(n, n).getContext("2d");
+  paper.drawImage(image, 0, 0);
+  const old = paper.getImageData(0, 0, n, n), fresh = paper.createImageData(n, n);
+  for (let y = 0; y < n; y++) for (let x = 0; x < n; x++) for (let c = 0; c < 3; c++) {
+    const near = [];
+    for (let i = -1; i < 2; i++) for (let j = -1; j < 2; j++) {
+      near.push(old.data[4 * (Math.min(n - 1, Math.max(0, y + i)) * n + Math.min(n - 1, Math.max(0, x + j))) + c]);
+    }
+    const at = 4 * (y * n + x) + c;
+    fresh.data[at] = 128 + 4 * (old.data[at] - near.sort((a, b) => a - b)[4]);
+    fresh.data[4 * (y * n + x) + 3] = 255;
+  }
+  paper.putImageData(fresh, 0, 0);
+  const into = canvas.getContext("2d");
+  into.imageSmoothingEnabled = false;
+  into.drawImage(paper.canvas, 0, 0, canvas.width, canvas.height);
 }
 
 function table(id, columns, rows, none) {
@@ -224,5 +270,66 @@ document.querySelectorAll("[data-span]").forEach(button => button.addEventListen
   draw();
 }));
 document.addEventListener("visibilitychange", () => document.hidden || draw());
+
+// -- what an operator does -----------------------------------------------------------------------------------------
+
+function actions(frame, open) {
+  const { paused, acknowledged, promotion, can_promote } = frame.operations;
+  $("acknowledge").hidden = !open || open.id in acknowledged;
+  $("pause").textContent = paused ? "Resume retraining" : "Pause retraining";
+  $("pause").setAttribute("aria-pressed", Boolean(paused));
+  $("promote").disabled = !can_promote || promotion?.state === "running";
+  const facts = [];
+  if (paused) facts.push(`Retraining is paused by ${paused.by} since ${time(paused.at)}${paused.why ? `: ${paused.why}` : ""}.`);
+  if (open && open.id in acknowledged) facts.push(`Campaign acknowledged by ${acknowledged[open.id].by}.`);
+  if (promotion) facts.push(`Version ${promotion.version}: ${promotion.state === "running" ? "the gate is judging" : promotion.state}${promotion.reason ? ` (${promotion.reason})` : ""}.`);
+  $("switches").textContent = facts.join(" ");
+}
+
+async function operate(action, body) {
+  $("said").textContent = "…";
+  try {
+    const answer = await fetch(`operations/${action}`, { method: "POST", body: JSON.stringify(body),
+      headers: { ...headers(), "Content-Type": "application/json" } });
+    const found = await answer.json();
+    $("said").textContent = answer.ok ? `Done: ${found.done}.` : `Not done: ${found.error}`;
+  } catch (error) {
+    $("said").textContent = `Not done: ${error.message}`;
+  }
+}
+
+function sure(title, text, label, required) {
+  $("sure-title").textContent = title;
+  $("sure-text").textContent = text;
+  $("sure-label").textContent = label;
+  $("sure-value").value = "";
+  $("sure-value").required = required;
+  $("sure").returnValue = "no";
+  $("sure").showModal();
+  return new Promise(done => $("sure").addEventListener("close", () =>
+    done($("sure").returnValue === "yes" ? $("sure-value").value.trim() : null), { once: true }));
+}
+
+// By hand, not as a form's submission: the page's security policy allows none.
+$("sure-form").addEventListener("submit", event => event.preventDefault());
+$("sure-yes").addEventListener("click", () => $("sure-value").reportValidity() && $("sure").close("yes"));
+$("sure-no").addEventListener("click", () => $("sure").close("no"));
+$("sure-value").addEventListener("keydown", event => event.key === "Enter" && $("sure-yes").click());
+
+$("acknowledge").addEventListener("click", () =>
+  operate("acknowledge", { campaign: state.frame.campaigns.find(row => row.state === "open")?.id ?? "" }));
+$("pause").addEventListener("click", async () => {
+  if (state.frame.operations.paused) return operate("resume", {});
+  const why = await sure("Pause retraining", "No run starts until somebody resumes it; one that is under way goes on.", "Reason", false);
+  if (why !== null) operate("pause", { why });
+});
+$("rollback").addEventListener("click", async () => {
+  const why = await sure("Roll back", "The champion before this one goes back into service, on every server.", "Reason", true);
+  if (why !== null) operate("rollback", { why });
+});
+$("promote").addEventListener("click", async () => {
+  const version = await sure("Promote", "The gate judges this version against the champion; it is promoted if it passes.", "Version", true);
+  if (version !== null) operate("promote", { version });
+});
 
 follow();
