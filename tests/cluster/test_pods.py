@@ -126,6 +126,10 @@ def test_attack_retraining_and_swap(cluster, deployed, images):
         "REDOUBT_COOL_DOWN_SECONDS": "0", **pinned}
     there = cluster.overlay("overlays/dev/runs", RUNS)
     for one in there:   # serving's account is in our namespace, and the names must not meet those of an installation
+        if one["kind"] == "NetworkPolicy":
+            one["metadata"]["name"] = deployed
+            one["spec"]["ingress"][1]["from"][0]["namespaceSelector"]["matchLabels"] = {
+                "kubernetes.io/metadata.name": deployed}
         for subject in one.get("subjects", []):
             subject["namespace"] = deployed if subject["name"] == "redoubt-serving" else RUNS
         if one["metadata"]["name"] == "redoubt-serving":
@@ -146,9 +150,9 @@ def test_attack_retraining_and_swap(cluster, deployed, images):
             retrains = ask(f"{address}/status")[1]["retrains"]
         assert [one["state"] for one in retrains] == ["promoted"], retrains
     finally:
-        for name in (f"rolebinding/{deployed}", f"role/{deployed}", f"lease/{deployed}-leader",
-                     f"configmap/{deployed}-ledger", f"configmap/{deployed}-counts"):
-            cluster.kubectl("delete", name, "-n", RUNS, check=False)
+        made = [f"{kind}/{deployed}" for kind in ("rolebinding", "role", "networkpolicy")]
+        made += [f"lease/{deployed}-leader", f"configmap/{deployed}-ledger", f"configmap/{deployed}-counts"]
+        cluster.kubectl("delete", *made, "-n", RUNS, "--ignore-not-found", check=False)
 
 
 def upload(endpoint: str, image: str) -> dict[str, str]:

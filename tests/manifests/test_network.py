@@ -68,3 +68,13 @@ def test_no_ingress_rule_is_open_to_all(overlay):
             assert rule.get("from") and rule.get("ports"), name
             for source in rule["from"]:
                 assert source == {"podSelector": {}} or source["namespaceSelector"]["matchLabels"], name
+
+
+def test_pipelines_stay_open_to_their_own_namespace():
+    """A policy that selects a pod closes it to all that no policy names."""
+    policy = of_kind("overlays/dev/runs", "NetworkPolicy")["redoubt-serving"]["spec"]
+    assert {"from": [{"podSelector": {}}]} in policy["ingress"]
+    (ours,) = [rule for rule in policy["ingress"] if "ports" in rule]
+    labels, _ = pods("overlays/dev")["Deployment/redoubt-serving"]
+    assert ours["from"][0]["podSelector"]["matchLabels"].items() <= labels.items()
+    assert ours["ports"] == [{"port": 8888, "protocol": "TCP"}]
