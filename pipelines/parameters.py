@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 
 from redoubt.errors import InvalidInput, one_of
-from redoubt.names import check_model_name, is_torchvision
+from redoubt.names import SCHEMES, check_model_name, check_remote, is_torchvision
 from redoubt.threat import NORMS, ThreatModel, load_threats, parse_epsilon
 
 ARCHITECTURES = ("compact-cnn", "strided-cnn", "preactresnet-18", "wideresnet-28-10")
@@ -21,7 +21,7 @@ class RunParameters:
     """What one run of the pipeline is asked to do.
 
     Attributes:
-        dataset: a named dataset, `folder:PATH` or `npz:PATH`.
+        dataset: a named dataset, `folder:PATH`, `npz:PATH`, or https://, s3:// and oci:// with a checksum.
         architecture, objective: names, or `torchvision:NAME`; `standard` trains an undefended model and ignores
             the threat model.
         norm, epsilon: the threat model that the run is for, epsilon in the [0, 1] pixel range.
@@ -74,7 +74,9 @@ class RunParameters:
     fpr: float = 0.01
 
     def __post_init__(self) -> None:
-        if not self.dataset.startswith(("folder:", "npz:")):
+        if self.dataset.startswith(SCHEMES):
+            check_remote(self.dataset)
+        elif not self.dataset.startswith(("folder:", "npz:")):
             one_of(self.dataset, (*DATASETS, "folder:PATH", "npz:PATH"), "dataset")
         if not is_torchvision(self.architecture):
             one_of(self.architecture, (*ARCHITECTURES, "torchvision:NAME"), "architecture")

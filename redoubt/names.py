@@ -6,6 +6,10 @@ import re
 
 from redoubt.errors import InvalidInput
 
+# A dataset elsewhere, its checksum in its name: see `redoubt.data.remote`.
+REMOTE = re.compile(r"(https?|s3)://[^#\s]+\.(npz|zip|tar|tgz|tar\.gz)#sha256=[0-9a-f]{64}"
+                    r"|oci://[^@\s/]+/[^@\s]+@sha256:[0-9a-f]{64}")
+SCHEMES = ("http://", "https://", "s3://", "oci://")
 _TORCHVISION = re.compile(r"torchvision:[a-z0-9_]+")
 
 
@@ -13,6 +17,13 @@ def check_model_name(name: str) -> None:
     """Raise InvalidInput for a name that MLflow, a URL or a folder would misread."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise InvalidInput(f"model name {name!r}: use letters, digits, '.', '_' and '-', a letter or digit first")
+
+
+def check_remote(dataset: str) -> None:
+    """Raise InvalidInput for a remote dataset without a checksum, or of a kind that cannot be read."""
+    if not REMOTE.fullmatch(dataset):
+        raise InvalidInput(f"dataset {dataset!r}: a remote one carries its checksum: https://HOST/FILE#sha256=DIGEST, "
+                           "s3://BUCKET/FILE#sha256=DIGEST (.npz, .zip, .tar, .tar.gz) or oci://REGISTRY/NAME@sha256:DIGEST")
 
 
 def is_torchvision(name: str) -> bool:

@@ -5,6 +5,7 @@
     cifar10, cifar100               through torchvision, local or downloaded
     folder:PATH                     PATH/<class>/*.png, or PATH/train/<class>/... with PATH/test/<class>/...
     npz:PATH                        keys x_train, y_train; optionally x_test, y_test, classes
+    https://, s3://, oci://         one of the last two from elsewhere, with its checksum (`remote`)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from redoubt.errors import InvalidInput
+from redoubt.names import SCHEMES
 
 NAMED = ("cifar10", "cifar100", "digits", "fashion-mnist", "mnist")
 _IDX = {"mnist": ("MNIST", [str(d) for d in range(10)]),
@@ -67,7 +69,7 @@ def load_source(dataset: str, data_dir: str | Path | None = None, *, size: int |
     """Read a dataset by name.
 
     Args:
-        dataset: one of `NAMED`, `folder:PATH` or `npz:PATH`.
+        dataset: one of `NAMED`, `folder:PATH`, `npz:PATH` or a remote one.
         data_dir: where a local copy may lie and where a download goes; by default REDOUBT_DATA or ~/.cache/redoubt.
         size: for folders, resize every picture to this many pixels a side.
 
@@ -75,7 +77,12 @@ def load_source(dataset: str, data_dir: str | Path | None = None, *, size: int |
         InvalidInput: for an unknown dataset, or files that are missing or corrupt.
     """
     root = Path(data_dir or os.environ.get("REDOUBT_DATA") or Path.home() / ".cache" / "redoubt")
-    kind, _, path = dataset.partition(":")
+    here = dataset
+    if dataset.startswith(SCHEMES):
+        from redoubt.data.remote import fetch
+
+        here = fetch(dataset, root)
+    kind, _, path = here.partition(":")
     if kind == "folder" and path:
         return _folder(dataset, Path(path), size)
     if kind == "npz" and path:
