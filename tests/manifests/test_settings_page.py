@@ -48,7 +48,7 @@ def test_every_variable_of_the_command_and_the_steps_is_listed():
     for room in ("redoubt", "components", "pipelines"):
         for file in (ROOT / room).rglob("*.py"):
             named |= set(re.findall(r"""["'](REDOUBT_[A-Z_]+)["']""", file.read_text()))
-    listed = {cells[0] for cells in rows("The command and the steps")}
+    listed = {cells[0] for cells in rows("The command and the steps") if cells[0].startswith("REDOUBT_")}
     of_the_server = {f"REDOUBT_{name.upper()}" for name in Settings.model_fields}
     assert named - of_the_server <= listed
     if (ROOT / "redoubt" / "cluster").is_dir():
