@@ -7,8 +7,8 @@ from redoubt.cluster.kubernetes import POD, Kind, Kubernetes
 
 WORKFLOW = Kind(api="argoproj.io/v1alpha1", plural="workflows", kind="Workflow")
 _HINTS = {
-    "Unschedulable": "no node has what it asks for: ask for less (gpus, memory, cpu), or mend node_selector and "
-                     "tolerations",
+    "Unschedulable": "no node has what it asks for: ask for less (gpus_per_node, memory, cpu), or mend "
+                     "node_selector and tolerations",
     "ImagePullBackOff": "the image is missing or needs a secret: check image and image_pull_secrets",
     "ErrImagePull": "the image is missing or needs a secret: check image and image_pull_secrets",
     "InvalidImageName": "check image",

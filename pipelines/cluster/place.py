@@ -5,6 +5,8 @@ from __future__ import annotations
 from kfp import dsl, kubernetes
 
 from components.context import CHECKPOINTS
+from components.image import IMAGE
+from components.train.trainjob import NODES, Nodes
 from pipelines.cluster.settings import ClusterSettings
 
 COMPUTING = ("train", "evaluate", "fit_detector", "gate")
@@ -21,6 +23,8 @@ def placing(settings: ClusterSettings):
         _secure(task, settings)
         _resources(name, task, settings)
         _volumes(name, task, settings)
+        if name == "train" and settings.nodes > 1:
+            task.set_env_variable(NODES, _nodes(settings).to_json())
         _secrets(name, task, settings)
         if settings.retries:
             task.set_retry(num_retries=settings.retries, backoff_duration=f"{settings.retry_seconds}s",
@@ -47,13 +51,25 @@ def _resources(name: str, task: dsl.PipelineTask, settings: ClusterSettings) -> 
     if settings.shared_memory:
         kubernetes.empty_dir_mount(task, volume_name="shm", mount_path="/dev/shm", medium="Memory",
                                    size_limit=settings.shared_memory)
-    gpus = settings.gpus if name == "train" else min(settings.gpus, 1)   # one is what the others can use
+    gpus = settings.gpus_per_node
+    gpus = gpus if name == "train" else min(gpus, 1)   # one is what the others can use
     if gpus and not (name == "train" and settings.nodes > 1):   # there the TrainJob's pods have them
         task.set_accelerator_type(settings.gpu_type).set_accelerator_limit(gpus)
     for key, value in settings.node_selector.items():
         kubernetes.add_node_selector(task, key, value)
     for toleration in settings.tolerations:
         kubernetes.add_toleration(task, **toleration)
+
+
+def _nodes(settings: ClusterSettings) -> Nodes:
+    """What the train step makes its TrainJob of."""
+    return Nodes(
+        nodes=settings.nodes, gpus=settings.gpus_per_node, gpu_type=settings.gpu_type, image=settings.image or IMAGE,
+        claim=settings.data_claim, path=settings.data_path, runtime=settings.runtime, cpu=settings.cpu,
+        memory=settings.memory, shared_memory=settings.shared_memory, user=settings.user,
+        service_account=settings.service_account, image_pull_secrets=settings.image_pull_secrets,
+        node_selector=settings.node_selector, tolerations=settings.tolerations, hours=settings.step_hours,
+    )
 
 
 def _volumes(name: str, task: dsl.PipelineTask, settings: ClusterSettings) -> None:

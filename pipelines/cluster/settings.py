@@ -36,7 +36,7 @@ class ClusterSettings:
         tracking_uri: MLflow's address as pods see it.
         pipeline_root: where artifacts go; the server's default when empty.
         user: numeric user that every step runs as; the image's own is 10001.
-        gpus, gpu_type: GPUs of a pod that computes, and the resource's name.
+        gpus_per_node, gpu_type: GPUs of a pod that trains, which then runs under torchrun, and the resource's name.
         nodes: pods that train together; more than one makes the train step create a TrainJob.
         runtime: the Trainer's ClusterTrainingRuntime for that.
         cpu, memory: what a step that computes requests, and its memory limit.
@@ -67,7 +67,7 @@ class ClusterSettings:
     tracking_uri: str = "http://mlflow:5000"
     pipeline_root: str = ""
     user: int = 10001
-    gpus: int = 0
+    gpus_per_node: int = 0
     gpu_type: str = "nvidia.com/gpu"
     nodes: int = 1
     runtime: str = "torch-distributed"
@@ -103,7 +103,7 @@ class ClusterSettings:
             value = getattr(self, name)
             if value and not _NAME.fullmatch(value):
                 raise InvalidInput(f"{name}: {value!r} is no name of Kubernetes: lowercase letters, digits, - and .")
-        for name, least in (("gpus", 0), ("nodes", 1), ("retries", 0), ("retry_seconds", 1), ("user", 1)):
+        for name, least in (("gpus_per_node", 0), ("nodes", 1), ("retries", 0), ("retry_seconds", 1), ("user", 1)):
             if getattr(self, name) < least:
                 raise InvalidInput(f"{name} must be at least {least}, not {getattr(self, name)}")
         for name in ("step_hours", "run_hours", "pending_minutes"):

@@ -1,5 +1,6 @@
 """The compiled pipeline equals the golden file. After a deliberate change: REDOUBT_UPDATE_GOLDEN=1 make test."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from components.train.trainjob import NODES, Nodes
 from pipelines.cluster.package import package, write
 from pipelines.cluster.settings import ClusterSettings
 from redoubt.errors import InvalidInput
@@ -56,7 +58,8 @@ def test_what_enters_the_cache_key():
 def test_the_version_follows_from_the_content():
     one, other = package(ClusterSettings(image=IMAGE)), package(ClusterSettings(image=IMAGE))
     assert (one.version, one.content) == (other.version, other.content)
-    for changed in (ClusterSettings(image=IMAGE.replace("a" * 64, "b" * 64)), ClusterSettings(image=IMAGE, gpus=1)):
+    for changed in (ClusterSettings(image=IMAGE.replace("a" * 64, "b" * 64)),
+                    ClusterSettings(image=IMAGE, gpus_per_node=1)):
         assert package(changed).version != one.version
     assert re.fullmatch(r"redoubt-[0-9a-f]{12}", one.version)
 
@@ -71,7 +74,7 @@ def test_every_step_is_admitted_to_a_restricted_namespace():
 
 def test_settings_reach_the_pods():
     settings = ClusterSettings(
-        image=IMAGE, gpus=4, gpu_type="amd.com/gpu", shared_memory="8Gi", data_claim="pictures", memory="64Gi",
+        image=IMAGE, gpus_per_node=4, gpu_type="amd.com/gpu", shared_memory="8Gi", data_claim="pictures", memory="64Gi",
         checkpoint_claim="checkpoints", mlflow_secret="mlflow", s3_secret="s3", s3_endpoint="http://minio:9000",
         retries=5, step_hours=2, image_pull_secrets=("pull",))
     spec, platform = documents(package(settings).content)
@@ -89,6 +92,19 @@ def test_settings_reach_the_pods():
     assert all(secret["optional"] for secret in executors["exec-register"]["secretAsEnv"])
     assert all(one["activeDeadlineSeconds"] == "7200" for one in executors.values())
     assert spec["root"]["dag"]["tasks"]["train"]["retryPolicy"]["maxRetryCount"] == 5
+
+
+def test_several_nodes_leave_their_gpus_to_the_train_job():
+    settings = ClusterSettings(image=IMAGE, nodes=3, gpus_per_node=8, data_claim="shared", service_account="steps")
+    spec, platform = documents(package(settings).content)
+    container = spec["deploymentSpec"]["executors"]["exec-train"]["container"]
+    assert "accelerator" not in container["resources"]
+    nodes = Nodes(**json.loads(next(one["value"] for one in container["env"] if one["name"] == NODES)))
+    assert (nodes.nodes, nodes.gpus, nodes.image, nodes.claim) == (3, 8, IMAGE, "shared")
+    mounts = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]["pvcMount"]
+    assert [mount["constant"] for mount in mounts] == ["shared"]
+    with pytest.raises(InvalidInput, match="ReadWriteMany"):
+        ClusterSettings(nodes=2)
 
 
 @pytest.mark.parametrize("name, changes, says", [

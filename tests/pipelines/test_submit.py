@@ -153,8 +153,8 @@ def test_a_refusal_is_one_line_and_leaves_no_run(kfp, status, code, says, capsys
     (["--endpoint", "http://127.0.0.1:9"], "cannot be reached"),
     (["--endpoint", "http://x", "--image", "a@sha256:12"], "64 hexadecimal digits"),
     (["--endpoint", "http://x", "--epsilon", "8"], "write 8/255"),
-    (["--endpoint", "http://x", "--set", "gpu=1"], "did you mean gpus"),
-    (["--endpoint", "http://x", "--set", "gpus=many"], "gpus must be a whole number"),
+    (["--endpoint", "http://x", "--set", "gpu_per_node=1"], "did you mean gpus_per_node"),
+    (["--endpoint", "http://x", "--set", "gpus_per_node=many"], "gpus_per_node must be a whole number"),
     (["--endpoint", "http://x", "--set", "memory=lots"], "write 500m, 4 or 16Gi"),
     (["--endpoint", "http://x", "--settings", "/no/such/file.yaml"], "cannot be read"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else None)
@@ -318,9 +318,9 @@ def test_a_runs_name_follows_from_what_it_does():
 
 
 @pytest.mark.parametrize("suffix, text", [
-    (".yaml", yaml.safe_dump({"gpus": 2, "memory": "32Gi", "cpu": 8, "node_selector": {"pool": "gpu"},
+    (".yaml", yaml.safe_dump({"gpus_per_node": 2, "memory": "32Gi", "cpu": 8, "node_selector": {"pool": "gpu"},
                               "tolerations": [{"key": "gpu", "operator": "Exists"}]})),
-    (".toml", 'gpus = 2\nmemory = "32Gi"\ncpu = 8\nnode_selector = {pool = "gpu"}\n'
+    (".toml", 'gpus_per_node = 2\nmemory = "32Gi"\ncpu = 8\nnode_selector = {pool = "gpu"}\n'
               '[[tolerations]]\nkey = "gpu"\noperator = "Exists"\n'),
 ])
 def test_a_file_of_settings(redoubt, kfp, tmp_path, suffix, text):

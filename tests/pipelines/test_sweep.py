@@ -19,7 +19,7 @@ IMAGE = f"registry/redoubt/steps@sha256:{'a' * 64}"
 
 
 def test_each_epsilon_is_trained_and_measured_in_a_loop_and_compared_after_it():
-    settings = ClusterSettings(image=IMAGE, pipeline="redoubt-sweep", gpus=1)
+    settings = ClusterSettings(image=IMAGE, pipeline="redoubt-sweep", gpus_per_node=1)
     spec, platform = yaml.safe_load_all(package(settings, lambda chosen: define(placing(chosen))).content)
     loop = spec["root"]["dag"]["tasks"]["for-loop-1"]
     assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--epsilons"}
