@@ -151,16 +151,17 @@ class ChampionFollower:
         self._swap(loaded, began)
 
     def _swap(self, loaded: LoadedModel, began: float) -> None:
-        self._engine.swap(loaded)
-        seconds = time.monotonic() - began
-        self.swaps.append({"version": loaded.version, "at": time.time(), "seconds": seconds})
-        self._on_model(loaded)
+        # What is wrong with it is known before it answers: whoever sees the new version sees the new state, too.
         self._refused = None
         self._problems.clear("champion")
         if loaded.detector is None:
             self._problems.note("detector", f"version {loaded.version} has none: attacks go unseen")
         else:
             self._problems.clear("detector")
+        self._engine.swap(loaded)
+        seconds = time.monotonic() - began
+        self.swaps.append({"version": loaded.version, "at": time.time(), "seconds": seconds})
+        self._on_model(loaded)
         log.info("version %s serves, after %.2f s", loaded.version, seconds)
         try:
             self._remember(loaded)

@@ -33,5 +33,6 @@ class Peer(Model):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(parents=[model_server.parser])
+    parser.add_argument("--model_dir")
     arguments, _ = parser.parse_known_args()
     ModelServer(workers=1).start([Peer(arguments.model_name, arguments.model_dir)])

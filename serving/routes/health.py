@@ -32,22 +32,36 @@ def health_routes(server: Server) -> APIRouter:
         """Name, version and extensions of the server."""
         return ServerMetadata(name="redoubt", version=__version__, extensions=["binary_tensor_data"])
 
-    @routes.get("/v2/models/{name}", tags=["metadata"])
-    @routes.get("/v2/models/{name}/versions/{version}", tags=["metadata"])
-    async def describe(name: str, version: str | None = None) -> ModelMetadata:
-        """Inputs and outputs of the model."""
+    def card(name: str, version: str | None) -> ModelMetadata:
         server.check_name(name)
         loaded = server.engine.find(version)
         return ModelMetadata(**protocol.metadata(
             loaded.bundle, model_name=name, versions=server.engine.versions(), detail=server.told(),
         ))
 
-    @routes.get("/v2/models/{name}/ready", tags=["health"])
-    @routes.get("/v2/models/{name}/versions/{version}/ready", tags=["health"])
-    async def model_ready(name: str, version: str | None = None) -> ModelReady:
-        """The model, or this version of it, is loaded and warm."""
+    def loaded(name: str, version: str | None) -> ModelReady:
         server.check_name(name)
         server.engine.find(version)
         return ModelReady(name=name, ready=True)
+
+    @routes.get("/v2/models/{name}", tags=["metadata"])
+    async def describe(name: str) -> ModelMetadata:
+        """Inputs and outputs of the model."""
+        return card(name, None)
+
+    @routes.get("/v2/models/{name}/versions/{version}", tags=["metadata"])
+    async def describe_version(name: str, version: str) -> ModelMetadata:
+        """Inputs and outputs of one version."""
+        return card(name, version)
+
+    @routes.get("/v2/models/{name}/ready", tags=["health"])
+    async def model_ready(name: str) -> ModelReady:
+        """The model is loaded and warm."""
+        return loaded(name, None)
+
+    @routes.get("/v2/models/{name}/versions/{version}/ready", tags=["health"])
+    async def version_ready(name: str, version: str) -> ModelReady:
+        """This version is loaded and warm."""
+        return loaded(name, version)
 
     return routes
