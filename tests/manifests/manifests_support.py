@@ -18,13 +18,17 @@ WITH_SERVING = tuple(name for name in OVERLAYS if not name.endswith("runs"))
 @cache
 def rendered(overlay: str) -> str:
     """What `kubectl apply -k` would send."""
+    return render(MANIFESTS / overlay)
+
+
+def render(folder: Path) -> str:
     if shutil.which("kustomize"):
         command = ["kustomize", "build"]
     elif shutil.which("kubectl"):
         command = ["kubectl", "kustomize"]
     else:
         pytest.skip("neither kubectl nor kustomize is installed: nothing renders the manifests")
-    done = subprocess.run([*command, str(MANIFESTS / overlay)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -1,7 +1,10 @@
 """Selectors find their pods, replicas survive what a cluster does to them, and a changed setting rolls them."""
 
+import os
+
 import pytest
-from manifests_support import WITH_SERVING, documents, of_kind, pods, serving_pod
+import yaml
+from manifests_support import MANIFESTS, WITH_SERVING, documents, of_kind, pods, render, serving_pod
 
 DEPLOYED = [name for name in WITH_SERVING if name != "overlays/kserve"]
 
@@ -53,3 +56,25 @@ def test_the_registry_has_a_database_a_volume_and_names(overlay):
     mounted = {mount["name"] for container in (server, database) for mount in container["volumeMounts"]}
     claims = of_kind(overlay, "StatefulSet")["mlflow"]["spec"]["volumeClaimTemplates"]
     assert {one["metadata"]["name"] for one in claims} <= mounted
+
+
+def test_components_combine_as_the_pages_say(tmp_path):
+    """An overlay of one's own: Kubeflow with GPUs, monitoring without keys, images by digest."""
+    def at(name: str) -> str:
+        return os.path.relpath(MANIFESTS / name, tmp_path.resolve())
+
+    digest = "sha256:" + "a" * 64
+    own = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+        "resources": [at("overlays/kubeflow")],
+        "components": [at("components/gpu"), at("components/monitoring")],
+        "images": [{"name": "redoubt/serving", "newName": "registry.example.org/redoubt-serving", "digest": digest}],
+        "patches": [{"target": {"kind": "ServiceMonitor"},
+                     "patch": "- op: remove\n  path: /spec/endpoints/0/authorization\n"}],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(own))
+    found = {f"{one['kind']}/{one['metadata']['name']}": one for one in yaml.safe_load_all(render(tmp_path))}
+    container = found["Deployment/redoubt-serving"]["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == f"registry.example.org/redoubt-serving@{digest}"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert "authorization" not in found["ServiceMonitor/redoubt-serving"]["spec"]["endpoints"][0]
