@@ -46,7 +46,7 @@ def steps(place: Place, given: dict) -> dict[str, dsl.PipelineTask]:
         fingerprint=found["Output"]))["data"]
     model = add("train", train(data=data, **of(
         "architecture", "objective", "norm", "epsilon", "also", "epochs", "steps", "lam", "plugins", "seed",
-        "start")))["model"]
+        "start", "from_scratch", "processes", "parent", "model_name", "tracking_uri")))["model"]
     evaluation = add("evaluate", evaluate(
         data=data, model=model, **of("norm", "epsilon", "test_limit", "curve_n", "suite", "seed")))["evaluation"]
     detector = add("fit_detector", fit_detector(data=data, model=model, **of("fpr", "seed")))["detector"]
@@ -74,6 +74,8 @@ def define(place: Place = lambda name, task: None):
         plugins: str = "{}",
         seed: int = 0,
         start: str = "",
+        from_scratch: bool = False,
+        processes: int = 1,
         model_name: str = "redoubt",
         tracking_uri: str = "http://mlflow:5000",
         cause: str = "manual",

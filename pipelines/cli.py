@@ -69,7 +69,10 @@ def run(
         help='Additions as JSON: {"label_smoothing": 0.1, "patience": 5} (docs/training.md).')] = "{}",
     seed: Seed = 0,
     start: Annotated[str, typer.Option(
-        help="Folder of a bundle whose weights training begins with; empty begins with random ones.")] = "",
+        help="Version whose weights training begins with: a bundle's folder, models:/NAME/VERSION or "
+             "models:/NAME@ALIAS; empty begins with random ones.")] = "",
+    processes: Annotated[int, typer.Option(
+        min=0, help="Processes that train together, one for each GPU; 0 takes as many as there are GPUs.")] = 1,
     split_seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Fixes how the data is divided.",
                                             rich_help_panel="Data")] = 0,
     model_name: Name = "redoubt",
@@ -95,9 +98,9 @@ def run(
 
     folder, parameters = _parameters(
         home, uri, dataset=dataset, architecture=architecture, objective=objective, epsilon=epsilon, norm=norm,
-        epochs=epochs, steps=steps, lam=lam, plugins=plugins, seed=seed, start=start, split_seed=split_seed,
-        model_name=model_name, data_dir=data_dir, image_size=image_size, limit=limit, test_limit=test_limit, fpr=fpr,
-        suite=suite,
+        epochs=epochs, steps=steps, lam=lam, plugins=plugins, seed=seed, start=start, processes=processes,
+        split_seed=split_seed, model_name=model_name, data_dir=data_dir, image_size=image_size, limit=limit,
+        test_limit=test_limit, suite=suite, fpr=fpr,
     )
     raise typer.Exit(follow_run(parameters, folder))
 

@@ -26,12 +26,17 @@ class RunParameters:
             the threat model.
         norm, epsilon: the threat model that the run is for, epsilon in the [0, 1] pixel range.
         also: JSON list of further [norm, epsilon] pairs that the model must cover.
-        epochs: 0 takes the default for objective, architecture and data.
+        epochs: 0 takes the default for objective, architecture and data. A retraining run fine-tunes its parent's
+            weights in half of them, with fewer PGD steps.
         steps: PGD steps of the attack in training.
         lam: weight of the adversarial term of `mixed` and `trades` (whose paper takes 6).
         plugins: JSON object of what is added to the objective, see `redoubt.training.Plugins`.
         seed: fixes initialisation, order and attacks.
-        start: folder of a model version (a bundle) whose weights training begins with; empty begins with random ones.
+        start: the version whose weights training begins with: a bundle's folder, models:/NAME/VERSION or
+            models:/NAME@ALIAS. Empty begins with the parent's, or with random ones when there is no parent.
+        from_scratch: begin with random weights, also in a retraining run.
+        processes: that train together under torchrun, each on a GPU of its own where there are GPUs; 0 for as many as
+            there are GPUs.
         split_seed: fixes how the data is divided; versions of one name are compared on one division.
         data_checksum: what the prepared data's checksum must be; empty for any.
         model_name, tracking_uri: where the model is registered.
@@ -58,6 +63,8 @@ class RunParameters:
     plugins: str = "{}"
     seed: int = 0
     start: str = ""
+    from_scratch: bool = False
+    processes: int = 1
     model_name: str = "redoubt"
     tracking_uri: str = ""
     cause: str = "manual"
@@ -86,7 +93,8 @@ class RunParameters:
         object.__setattr__(self, "epsilon", parse_epsilon(self.epsilon, norm=self.norm))
         load_threats(self.also)
         _check_plugins(self.plugins)
-        for name in ("epochs", "seed", "split_seed", "parent", "image_size", "limit", "test_limit"):
+        for name in ("epochs", "seed", "split_seed", "parent", "image_size", "limit", "test_limit",
+                     "processes"):
             if getattr(self, name) < 0:
                 raise InvalidInput(f"{name} must not be negative, not {getattr(self, name)}")
         for name in ("steps", "curve_n"):
@@ -98,6 +106,8 @@ class RunParameters:
             raise InvalidInput(f"limit must be 0 for all or at least {LEAST_PICTURES}, not {self.limit}")
         if max(self.seed, self.split_seed) >= 2**31:
             raise InvalidInput(f"seeds must be below {2**31}")
+        if self.start and self.from_scratch:
+            raise InvalidInput(f"from_scratch and start {self.start!r} contradict each other: take one")
         check_model_name(self.model_name)
         if not 0 < self.fpr <= 0.2:
             raise InvalidInput(f"fpr must lie in (0, 0.2], not {self.fpr}")

@@ -51,7 +51,8 @@ def answer(request: dict, folder: Path) -> RunResult:
         return RunResult(status="promoted" if done.promoted else "refused", version=done.version, reason=done.reason)
     bundle = registry.fetch(parent, folder / "parent")
     parameters = retraining(bundle.manifest, threat, parent=parent.number, cause=cause, fpr=chosen_fpr(bundle),
-                            model_name=request["model_name"], tracking_uri=request["tracking_uri"])
+                            model_name=request["model_name"], tracking_uri=request["tracking_uri"],
+                            from_scratch=bool(request.get("from_scratch", False)))
     write_json(folder / "parameters.json", parameters.to_json())
     return execute(parameters, folder)
 

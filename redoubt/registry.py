@@ -26,6 +26,7 @@ from redoubt.threat import ThreatModel, dump_threats, load_threats
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
 _PREFIX = "redoubt."
 _ARTIFACTS = "bundle"
+_VERSION = "redoubt.version"   # on a run: the version that it became
 # MLflow by default retries an unreachable server for four minutes; whoever asks here would rather know.
 _ENVIRONMENT = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -132,7 +133,8 @@ class Registry:
     # -- writing ------------------------------------------------------------------------------------------------
 
     def register(
-        self, bundle: Bundle, *, metrics: dict[str, float], parameters: dict, tags: dict[str, str], run_id: str = ""
+        self, bundle: Bundle, *, metrics: dict[str, float], parameters: dict, tags: dict[str, str],
+        run_ids: Sequence[str] = (),
     ) -> Version:
         """Log a bundle to a run and make it the next version, as `challenger`.
 
@@ -140,14 +142,19 @@ class Registry:
             metrics: finite numbers for the run; others are left out.
             parameters: the run's parameters.
             tags: searchable facts for run and version, without prefix; `threats` is added here.
-            run_id: an existing run to resume instead of starting one.
+            run_ids: runs to go on with instead of starting one; the first that exists and has no version yet is taken.
         """
         tags = {**tags, "threats": dump_threats(bundle.threats)}
         with self._mlflow("register a version") as client:
+            run_id = self._unregistered(client, run_ids)
             run_id = run_id or client.create_run(self._experiment(client), run_name=tags.get("cause")).info.run_id
             client.log_artifacts(run_id, str(bundle.folder), _ARTIFACTS)
+            if tags.get("cause"):
+                client.update_run(run_id, name=tags["cause"])   # training did not know it
+            known = client.get_run(run_id).data.params
             for key, value in parameters.items():
-                client.log_param(run_id, key, value)
+                if key not in known:   # MLflow refuses to write one again, even when nothing would change
+                    client.log_param(run_id, key, value)
             for key, value in metrics.items():
                 if value == value and abs(value) != float("inf"):
                     client.log_metric(run_id, key, value)
@@ -158,6 +165,7 @@ class Registry:
                 self.model_name, source, run_id, tags={_PREFIX + key: str(value) for key, value in tags.items()}
             )
             client.set_registered_model_alias(self.model_name, CHALLENGER, made.version)
+            client.set_tag(run_id, _VERSION, made.version)
             client.set_terminated(run_id)
             return self._read(client, made.version)
 
@@ -193,6 +201,61 @@ class Registry:
                 return None
             folder.mkdir(parents=True, exist_ok=True)
             return Path(client.download_artifacts(version.run_id, at, str(folder)))
+
+    # -- a run while it goes on (redoubt.tracking) -----------------------------------------------------------------
+
+    def begin_run(self, name: str, parameters: dict, *, run_id: str = ""):
+        """Start a run, or take up `run_id`. Returns its id, and MLflow's monitor of processor, memory and GPU, started
+        (None where psutil is missing), whose `finish` must be called.
+        """
+        with self._mlflow("begin a run") as client:
+            from mlflow.entities import Param
+
+            if run_id:
+                client.update_run(run_id, status="RUNNING")
+            else:
+                run_id = client.create_run(self._experiment(client), run_name=name).info.run_id
+            known = client.get_run(run_id).data.params
+            client.log_batch(run_id, params=[Param(k, str(v)) for k, v in parameters.items() if k not in known])
+            return run_id, self._monitor(run_id)
+
+    def log_rows(self, run_id: str, rows: Sequence[tuple[int, float, dict[str, float]]]) -> None:
+        """Write rows of (step, seconds since 1970, values) to a run; values that are not finite are left out."""
+        with self._mlflow("log figures") as client:
+            from mlflow.entities import Metric
+
+            metrics = [Metric(name, float(value), int(1000 * at), step)
+                       for step, at, values in rows for name, value in values.items() if abs(value) < float("inf")]
+            for i in range(0, len(metrics), 1000):   # the most that MLflow takes at once
+                client.log_batch(run_id, metrics=metrics[i : i + 1000])
+
+    def end_run(self, run_id: str, *, failed: bool) -> None:
+        """Say that a run has ended."""
+        with self._mlflow("end a run") as client:
+            client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+
+    def _monitor(self, run_id: str):
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)   # the caller warns, once
+        try:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=self.tracking_uri)
+        except ImportError:
+            return None
+        monitor.start()
+        return monitor
+
+    def _unregistered(self, client, run_ids: Sequence[str]) -> str:
+        from mlflow.exceptions import MlflowException
+
+        for run_id in filter(None, run_ids):
+            try:
+                if _VERSION not in client.get_run(run_id).data.tags:
+                    return run_id
+            except MlflowException as error:
+                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    raise
+        return ""
 
     def tag(self, version: Version, **tags: str) -> None:
         """Set tags on a version; values become text."""

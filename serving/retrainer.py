@@ -103,6 +103,7 @@ class Retrainer:
             "id": request.id, "campaign": self._cause(request), "model_name": request.model_name,
             "tracking_uri": settings.tracking_uri, "home": str(settings.home), "norm": request.norm,
             "epsilon": request.epsilon, "parent_version": request.parent_version,
+            "from_scratch": settings.retrain_from_scratch,
         })
         word = "RetrainStarted" if request.state == "pending" else "RetrainResumed"
         request = self._ledger.update_request(request, state="running")

@@ -26,11 +26,20 @@ def card(bundle: Bundle) -> dict[str, str]:
         "Architecture": bundle.architecture.name,
         "Objective": manifest["objective"],
         "Trained for": ", ".join(map(str, bundle.threats)) or "no threat model (undefended)",
+        "Started from": started_from(manifest["training"]),
         "Epochs": f"{manifest['training']['epochs']}, best {manifest['training']['best_epoch']}",
         "Training time": f"{manifest['training']['seconds']} s on {manifest['training']['device']}",
         "Seed": str(manifest["parameters"]["seed"]),
         "Pictures": ", ".join(f"{name} {split['n']}" for name, split in manifest["data"]["splits"].items()),
     }
+
+
+def started_from(training: dict) -> str:
+    """Which weights a version began with, in words."""
+    start, given_up = training.get("start"), training.get("start_given_up")
+    if not start:
+        return "random weights" + (f" ({given_up})" if given_up else "")
+    return start.get("version", "").replace("/", " version ") or f"weights {start['weights_sha256'][:16]}"
 
 
 def strength_points(folder: Path) -> list[tuple[str, float, float]]:

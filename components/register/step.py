@@ -12,6 +12,7 @@ from redoubt.bundle import Bundle, open_bundle, seal
 from redoubt.registry import Registry, Version
 from redoubt.report import robustness_report
 from redoubt.report.facts import metric_values
+from redoubt.tracking import figures
 
 PAGE = "report.html"
 
@@ -25,7 +26,7 @@ def run(
     Args:
         cause: `manual`, or the campaign that this run answers.
         parent: the version that was champion when the run was asked for; 0 for none.
-        run_id: an MLflow run to resume instead of starting one.
+        run_id: an MLflow run to resume where training left none.
     """
     bundle = assemble(model, evaluation, detector, out)
     registry = Registry(tracking_uri, model_name)
@@ -38,13 +39,21 @@ def run(
         "robust_accuracy": json.dumps({f"{r['label']} {r['norm']} {r['epsilon']:.4g}": round(r["accuracy"], 4)
                                        for r in report["robust"]}),
     }
+    training = bundle.manifest["training"]
+    tags |= {"epochs": training["epochs"], "warm_start": str(training["warm_start"]).lower()}
+    if training["start"]:
+        tags["start_version"] = training["start"]["version"] or training["start"]["weights_sha256"]
+    if training["start_given_up"]:
+        tags["start_given_up"] = training["start_given_up"][:500]
     if parent:
         tags["parent_version"] = str(parent)
     version = registry.register(bundle, metrics=metrics, parameters=bundle.manifest["parameters"], tags=tags,
-                                run_id=run_id)
+                                run_ids=(training.get("run_id", ""), run_id))
     with tempfile.TemporaryDirectory() as scratch:
         registry.record(version, folder=save_figures(Path(scratch), report), at="figures",
                         datasets=datasets(bundle, report))
+    if version.run_id != training.get("run_id"):   # training's figures did not get there while it went on
+        registry.log_rows(version.run_id, [figures(row) for row in training["history"]])
     return version
 
 

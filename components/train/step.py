@@ -5,22 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
-from components.context import CHECKPOINTS
-from redoubt.bundle import WEIGHTS, Bundle, open_bundle, write_bundle
-from redoubt.compute import device, settle_threads
+from components.context import CHECKPOINTS, Progress
+from components.train import together
+from components.train.parent import find
+from components.train.work import Work, wanted
+from redoubt.bundle import Bundle, open_bundle, seal
 from redoubt.data import Prepared
-from redoubt.errors import InvalidInput
-from redoubt.models import Architecture, Classifier, build
-from redoubt.threat import ThreatModel, cover, load_threats
-from redoubt.training import TrainConfig, default_epochs, load_plugins, train
-
-# Datasets whose pictures stay what they are when mirrored or moved by a few pixels. Digits and letters do not.
-AUGMENT = {"cifar10": {"flip": True, "crop": 4}, "cifar100": {"flip": True, "crop": 4}}
+from redoubt.registry import Registry
+from redoubt.tracking import LiveRun, Tracker, beat, figures
 
 
 def run(
@@ -38,87 +35,87 @@ def run(
     plugins: str = "{}",
     seed: int = 0,
     precision: str = "auto",
+    processes: int = 1,
     start: str = "",
+    parent: int = 0,
+    from_scratch: bool = False,
+    model_name: str = "",
+    tracking_uri: str = "",
+    run_id: str = "",
     progress: Callable[[dict], None] = lambda row: None,
 ) -> Bundle:
     """Train and write a bundle without report and detector.
 
     Args:
         also: JSON list of further [norm, epsilon] pairs to cover, as a retrain does with the champion's set.
-        epochs: 0 takes the default for objective, architecture and number of pictures.
+        epochs: 0 takes the default for objective, architecture and number of pictures. A warm start is a fine-tuning
+            (`redoubt.training.fine_tuning`) of so many, unless `start` and `epochs` are both given.
         plugins: JSON object, see `redoubt.training.Plugins`. CIFAR is flipped and cropped unless it says otherwise.
-        start: folder of the bundle whose weights to begin with; empty begins with random ones.
-        progress: called with one row an epoch.
+        processes: 1 trains in this process; more share every batch under torchrun, each on a GPU of its own where there
+            are GPUs; 0 takes as many as there are GPUs.
+        start: the version whose weights to begin with: a bundle's folder, models:/NAME/VERSION or models:/NAME@ALIAS.
+            Empty begins with those of `parent`, or with random ones when there is none.
+        parent: number of the version of `model_name` that a retraining run answers for; 0 for none.
+        from_scratch: begin with random weights, whatever the parent.
+        model_name, tracking_uri: where `parent` is registered, and where figures go while training goes on; empty for
+            nowhere. A server that does not answer is warned of once and costs at most seconds.
+        run_id: a run there to take up instead of starting one.
+        progress: called with one row an epoch, and with {"note": ...} when something did not go as asked.
 
     A run that was killed goes on from its last checkpoint, where the environment names a folder for them.
 
     Raises:
-        InvalidInput: for a setting out of range, and for a `start` of another architecture, shape or set of classes.
+        InvalidInput: for a setting out of range, for more processes than GPUs, and for a `start` of another
+            architecture, shape or set of classes. A parent that does not fit, or cannot be read, is given up for random
+            weights; the manifest says why.
     """
     asked = {"architecture": architecture, "objective": objective, "norm": norm, "epsilon": epsilon, "epochs": epochs,
-             "steps": steps, "lam": lam, "plugins": plugins, "seed": seed, "precision": precision}
-    prepared = Prepared.open(data)
-    settle_threads(prepared.metadata["shape"][1])
-    where, parent = device(), open_bundle(start) if start else None
-    pictures = prepared.tensors("train")
-    config = settings(asked, also, prepared, len(pictures[0]))
-    model, weights = network(asked, prepared, parent)
-    checkpoint = checkpoint_file(asked | {"also": also, "data": prepared.checksum, "start": lineage(parent)})
-    result = train(model.to(where), pictures, tuple(t.to(where) for t in prepared.tensors("validation")), config,
-                   start=weights, checkpoint=checkpoint, progress=progress)
-    bundle = write_bundle(
-        out, result.model, classes=prepared.classes, threats=config.threats, objective=objective,
-        levels=prepared.levels, parameters=asked,
-        data={key: prepared.metadata[key] for key in ("dataset", "checksum", "seed", "splits", "request")},
-        training={"epochs": config.epochs, "history": result.history, "best_epoch": result.best_epoch,
-                  "seconds": round(result.seconds, 2), "device": str(where), "batch_size": config.batch_size,
-                  "plugins": config.plugins.to_json(), "start": lineage(parent)},
-    )
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)   # the bundle is whole: nothing is left to go on from
-    return bundle
+             "steps": steps, "lam": lam, "plugins": plugins, "seed": seed, "precision": precision,
+             "processes": processes}
+    size, prepared = together.count(processes), Prepared.open(data)
+    with tempfile.TemporaryDirectory(prefix="redoubt-start-") as folder:
+        begin = find(start, parent=parent, from_scratch=from_scratch, model_name=model_name, tracking_uri=tracking_uri,
+                     folder=Path(folder) / "parent", wanted=wanted(asked, prepared), classes=prepared.classes)
+        if begin.given_up:
+            progress({"note": f"from random weights, not the parent's: {begin.given_up}"})
+        elif begin.bundle:
+            progress({"note": f"warm start from {begin.version or begin.bundle.folder}"})
+        file = checkpoint_file(asked | {"processes": None, "also": also, "data": prepared.checksum,
+                                        "start": begin.to_json()})
+        work = Work(data=data, out=out, asked=asked, also=also, start=begin, checkpoint=file)
+        with tracked(tracking_uri, model_name, "train", asked, run_id, progress) as (progress, pulse, tracker):
+            together.run(work, size, progress, pulse) if size > 1 else work.run(progress, pulse)
+    if tracker and tracker.run_id:
+        seal(out, training=open_bundle(out).manifest["training"] | {"run_id": tracker.run_id})
+    if file:
+        file.unlink(missing_ok=True)   # the bundle is whole: nothing is left to go on from
+    return open_bundle(out)
 
 
-def settings(asked: dict, also: str, prepared: Prepared, pictures: int) -> TrainConfig:
-    """What the step was asked for, and what follows from the data, as the loop's settings."""
-    threats = ()
-    if asked["objective"] != "standard":
-        threats = cover([ThreatModel(asked["norm"], asked["epsilon"])], load_threats(also))
-    batch_size = min(128, max(16, pictures // 10))
-    epochs = asked["epochs"] or default_epochs(asked["objective"], asked["architecture"], pictures, batch_size)
-    return TrainConfig(
-        **{key: asked[key] for key in ("objective", "steps", "lam", "seed", "precision")},
-        threats=threats, epochs=epochs, batch_size=batch_size,
-        plugins=load_plugins(asked["plugins"], **AUGMENT.get(prepared.metadata["dataset"], {})),
-    )
+@contextmanager
+def tracked(tracking_uri: str, model_name: str, name: str, parameters: dict, run_id: str, progress: Progress):
+    """Callbacks that also send what they are told to the tracking server.
 
-
-def network(asked: dict, prepared: Prepared, parent: Bundle | None) -> tuple[Classifier, dict | None]:
-    """A fresh network for the data, and the parent's weights to begin with, if there is one.
-
-    The parent's normalisation comes along: its weights were trained behind it.
+    Yields:
+        progress, pulse, and the tracker; None when there is no server.
     """
-    shape = prepared.metadata["shape"]
-    wanted = Architecture(name=asked["architecture"], num_classes=len(prepared.classes), channels=shape[0],
-                          size=shape[1], mean=prepared.metadata["mean"], std=prepared.metadata["std"])
-    torch.manual_seed(asked["seed"])
-    if parent is None:
-        return build(wanted), None
-    have = parent.architecture
-    if (have.name, have.input_shape, parent.classes) != (wanted.name, wanted.input_shape, prepared.classes):
-        raise InvalidInput(
-            f"{parent.folder} cannot be the start: it is {have.name} for {have.input_shape} and {len(parent.classes)} "
-            f"classes, this run {wanted.name} for {wanted.input_shape} and {len(prepared.classes)}: leave it empty"
-        )
-    return build(have), parent.model().state_dict()
+    if not (tracking_uri and model_name):
+        yield progress, lambda step, values: None, None
+        return
+    tracker = Tracker(LiveRun(Registry(tracking_uri, model_name), name=name, parameters=parameters, run_id=run_id),
+                      warn=lambda text: progress({"note": text}))
 
+    def both(row: dict) -> None:
+        progress(row)
+        if "epoch" in row:
+            tracker(figures(row))
 
-def lineage(parent: Bundle | None) -> dict | None:
-    """What a manifest says of the version that a run began with: its weights' sha256 and its threat models."""
-    if parent is None:
-        return None
-    return {"weights_sha256": parent.manifest["files"][WEIGHTS], "threats": parent.manifest["threats"],
-            "objective": parent.manifest["objective"]}
+    try:
+        yield both, lambda step, values: tracker(beat(step, values)), tracker
+    except BaseException:
+        tracker.close(failed=True)
+        raise
+    tracker.close()
 
 
 def checkpoint_file(asked: dict) -> Path | None:

@@ -161,5 +161,9 @@ class Prepared:
 
     def tensors(self, split: str, limit: int | None = None) -> tuple[Tensor, Tensor]:
         """Float pictures in [0, 1] ([N, C, H, W]) and labels ([N]) of one split, the first `limit` of them."""
-        images, labels = (torch.from_numpy(np.array(part[:limit])) for part in self.arrays(split))
+        images, labels = self.pixels(split, limit)
         return images.float() / self.levels, labels
+
+    def pixels(self, split: str, limit: int | None = None) -> tuple[Tensor, Tensor]:
+        """Pictures as they are stored (uint8 [N, C, H, W], at most `levels`) and labels of one split, see `tensors`."""
+        return tuple(torch.from_numpy(np.array(part[:limit])) for part in self.arrays(split))

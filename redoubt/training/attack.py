@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from redoubt.attacks import pgd
 from redoubt.threat import ThreatModel
+from redoubt.training.compiled import frozen
 from redoubt.training.config import TrainConfig
 from redoubt.training.objectives.fast import noisy_step
 
@@ -61,17 +63,22 @@ def plan(
 class Adversary:
     """What an objective calls as `attack`. It remembers its result: the second look at the same images that adversarial
     weight perturbation takes must not cost a second attack.
+
+    Attributes:
+        compiled: whether `model` is a compiled view.
     """
 
     model: nn.Module
     plan: Plan
     config: TrainConfig
+    compiled: bool = False
     made: Tensor | None = field(default=None, init=False)
 
     def __call__(self, x: Tensor, y: Tensor | None, rows: slice | Tensor = slice(None)) -> Tensor:
         if self.made is None:
             self.model.eval()
-            self.made = self._attack(x[rows], None if y is None else y[rows], self.plan.slice(rows))
+            with frozen(self.model) if self.compiled else nullcontext():
+                self.made = self._attack(x[rows], None if y is None else y[rows], self.plan.slice(rows))
             self.model.train()
         return self.made
 

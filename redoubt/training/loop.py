@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from redoubt.errors import InvalidInput
 from redoubt.training.checkpoint import Keeper
+from redoubt.training.clock import Clock, Pulse
 from redoubt.training.config import TrainConfig
 from redoubt.training.distributed import World
 from redoubt.training.objectives.fast import overfitted
@@ -59,17 +59,22 @@ def train(
     start: dict[str, Tensor] | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
+    levels: int = 255,
     progress: Callable[[dict], None] = lambda row: None,
+    pulse: Pulse = lambda step, figures: None,
 ) -> TrainResult:
     """Train `model` in place and return its best weights.
 
     Args:
-        train_data: float pictures [N, C, H, W] in [0, 1], and labels [N].
-        validation: the same, for choosing the epoch. It never enters a gradient.
+        train_data: pictures [N, C, H, W], floats in [0, 1] or uint8 between 0 and `levels`, and labels [N].
+        validation: float pictures and labels on the model's device, for choosing the epoch. It never enters a gradient.
         start: weights to begin with, as of `model.state_dict()`: a warm start.
         checkpoint: a file for the run's state, written every `checkpoint_seconds`; if it exists, the run goes on from
             it. It is left where it is in the end.
+        levels: what the pixels of uint8 pictures are divided by.
         progress: called with each validated epoch's row.
+        pulse: called between two epochs, about every second, with the number of the step and with loss, learning rate,
+            epoch, seconds, images a second and seconds left.
 
     Raises:
         InvalidInput: when `start` does not fit `model`.
@@ -82,47 +87,53 @@ def train(
     world.same_start(model)
     if world.size > 1:
         share(model)
+    if config.compile == "on" and world.size > 1:
+        raise InvalidInput("compile 'on' needs a single process: take 'auto'")
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")   # TF32 where float32 is left
+        torch.set_float32_matmul_precision("high")   # TF32 where float32 is left; convolutions have it by default
+        torch.backends.cudnn.benchmark = True        # batches are of one size: trying the kernels out pays
     per_epoch = max(1, len(train_data[0]) // config.batch_size)
     state = State(model, config, per_epoch * config.epochs)
     keeper = Keeper(checkpoint, state, train_data, every=checkpoint_seconds) if checkpoint else None
     if keeper:
         keeper.resume()
-    _epochs(state, _on_device(train_data, device), validation, per_epoch, world, keeper, progress)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(config.precision, device))
+    stepper = Stepper(state, train_data, per_epoch * config.epochs, _scale(config, train_data[1], device), world,
+                      autocast, levels)
+    _epochs(stepper, validation, per_epoch, keeper, progress, Clock(state, per_epoch, len(train_data[0]), pulse))
     unshare(model)
     model.load_state_dict(state.best)
     model.eval()
     return TrainResult(model=model, history=state.history, best_epoch=state.best_epoch, seconds=state.seconds)
 
 
-def _epochs(state: State, data, validation, per_epoch: int, world: World, keeper: Keeper | None, progress) -> None:
-    config, device = state.config, next(state.model.parameters()).device
-    a, scale = config.plugins.class_adaptive, None
-    if a:
-        scale = class_scale(data[1].cpu(), a, int(data[1].max()) + 1).to(device)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(config.precision, device))
-    stepper = Stepper(state, data, per_epoch * config.epochs, scale, world, autocast)
-    clock = _Clock(state, per_epoch, len(data[0]))
+def _scale(config: TrainConfig, labels: Tensor, device: torch.device) -> Tensor | None:
+    a = config.plugins.class_adaptive
+    return class_scale(labels.cpu(), a, int(labels.max()) + 1).to(device) if a else None
+
+
+def _epochs(stepper: Stepper, validation, per_epoch: int, keeper: Keeper | None, progress, clock: Clock) -> None:
+    state, config, world = stepper.state, stepper.state.config, stepper.world
 
     def write() -> None:
         if keeper and world.rank == 0:
-            stepper.look()   # a loss that is no number must not be written down as a state to go on from
+            clock.heard(stepper.look())   # a loss that is no number must not be written down as a state to go on from
             clock.note()
             keeper.write()
 
     while state.epoch <= config.epochs:
-        order = state.shuffled(len(data[0]))
+        order = stepper.pictures.place(state.shuffled(len(stepper.pictures)))
         while state.position < per_epoch:
             i = state.position * config.batch_size
-            stepper.step(order[i : i + config.batch_size])
+            losses = stepper.step(order[i : i + config.batch_size])
             state.advance()
+            clock.heard(losses)
             if keeper and keeper.due():
                 write()
-        stepper.look()
+        clock.heard(stepper.look())
         # Of many short epochs only some are looked at: a look would cost more than the epoch.
         if state.epoch % max(1, config.epochs // config.looks) == 0 or state.epoch == config.epochs:
-            row = _look(state, validation, per_epoch, world, clock)
+            row = _look(stepper, validation, per_epoch, clock)
             if world.rank == 0:
                 progress(row)
         state.next_epoch()
@@ -132,33 +143,17 @@ def _epochs(state: State, data, validation, per_epoch: int, world: World, keeper
     clock.note()
 
 
-def _look(state: State, validation, per_epoch: int, world: World, clock: _Clock) -> dict:
-    row, candidate = validate(state, validation, world)
-    row = {"epoch": state.epoch, "loss": state.total / per_epoch, **row, **clock.read()}
+def _look(stepper: Stepper, validation, per_epoch: int, clock: Clock) -> dict:
+    state = stepper.state
+    with stepper.autocast:
+        row, candidate = validate(state, validation, stepper.world)
+    row = {"epoch": state.epoch, "updates": state.step, "loss": state.total / per_epoch, **row, **clock.read()}
     if state.config.objective == "fast" and not state.fallback and overfitted([*state.history, row]):
         row["fallback"] = "pgd"
     state.keep(row, candidate)
     if "fallback" in row:
         state.fall_back()
     return row
-
-
-class _Clock:
-    """Seconds so far, images a second in this process, and how long the rest will take."""
-
-    def __init__(self, state: State, per_epoch: int, n: int):
-        self.state, self.start, self.before, self.first = state, time.perf_counter(), state.seconds, state.step
-        self.total, self.images = per_epoch * state.config.epochs, min(state.config.batch_size, n)
-
-    def note(self) -> float:
-        self.state.seconds = self.before + time.perf_counter() - self.start
-        return self.state.seconds
-
-    def read(self) -> dict:
-        seconds = self.note()
-        rate = (self.state.step - self.first) / max(1e-9, seconds - self.before)
-        return {"seconds": seconds, "images_per_second": round(rate * self.images, 1),
-                "seconds_left": round((self.total - self.state.step) / rate, 1) if rate else 0.0}
 
 
 def _warm(model: nn.Module, start: dict[str, Tensor] | None) -> None:
@@ -168,10 +163,3 @@ def _warm(model: nn.Module, start: dict[str, Tensor] | None) -> None:
         model.load_state_dict(start)
     except RuntimeError as error:
         raise InvalidInput(f"the weights to start with are of another architecture: {error}") from None
-
-
-def _on_device(data: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The training pictures on the GPU when they take less than half of what is free there, else where they are."""
-    if device.type == "cuda" and data[0].nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-        return tuple(part.to(device) for part in data)
-    return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 
 import torch
@@ -10,30 +11,52 @@ from torch import Tensor
 from redoubt.errors import TrainingDiverged
 from redoubt.training.attack import Adversary, plan
 from redoubt.training.augment import augment, draw
+from redoubt.training.compiled import AFTER, choose
 from redoubt.training.distributed import World
+from redoubt.training.losses import Loss, Losses
 from redoubt.training.objectives import OBJECTIVES
+from redoubt.training.pictures import Pictures
 from redoubt.training.plugins import reduce
 from redoubt.training.state import State
 from redoubt.training.weights import buffers_kept, uphill
 
 
 class Stepper:
-    """Takes the steps of one run.
+    """Takes the steps of one run. On a GPU the host only hands out work: nothing in a step waits for a result.
+
+    Args:
+        total: steps of the whole run.
+        scale: each class's multiple of epsilon, or None.
+        levels: what the pixels of uint8 pictures are divided by.
 
     Attributes:
+        network: what is called: the model, or its compiled view where that is quicker.
         micro: images that this process computes at a time; halved when the device runs out of memory.
     """
 
     def __init__(self, state: State, data: tuple[Tensor, Tensor], total: int, scale: Tensor | None, world: World,
-                 autocast: torch.autocast):
+                 autocast: torch.autocast, levels: int = 255):
         self.state, self.total, self.scale, self.world, self.autocast = state, total, scale, world, autocast
-        self.x, self.y = data
         self.device = next(state.model.parameters()).device
+        self.pictures, self.network = Pictures(data, levels, self.device), state.model
         self.micro = state.config.batch_size
-        self._unseen: list[tuple[int, int, Tensor, Tensor]] = []
+        self._losses, self._taken = Losses(self.device), 0
+        self._choose_at = {"off": None, "on": 0, "auto": AFTER if self.device.type == "cuda" else None}[
+            state.config.compile if world.size == 1 else "off"]
 
-    def step(self, rows: Tensor) -> None:
-        """One step on the pictures numbered `rows` ([N])."""
+    def step(self, rows: Tensor) -> list[float]:
+        """One step on the pictures numbered `rows` ([N], where the pictures lie).
+
+        Returns:
+            The losses that became known meanwhile: on a CPU this step's, on a GPU now and then those of 32.
+
+        Raises:
+            TrainingDiverged: when one of them is no finite number; it names that step, not this one.
+            OutOfMemoryError: when a single picture is too much.
+        """
+        if self._taken == self._choose_at:
+            self.network = choose(self, rows, self.total - self.state.step)
+        self._taken += 1
         before = self.state.generator.get_state()
         while True:
             try:
@@ -51,26 +74,21 @@ class Stepper:
                 torch.cuda.empty_cache()
         self.state.optimizer.step()
         self.state.schedule.step()
-        self._unseen.append((self.state.epoch, self.state.position + 1, rows, loss))
-        # A look at the loss makes the host wait for a GPU: there, look at many steps at once.
-        if self.device.type != "cuda" or len(self._unseen) >= 32:
-            self.look()
+        return self._note(self._losses.add(Loss(self.state.epoch, self.state.position + 1, rows, loss)))
 
-    def look(self) -> None:
-        """Add the losses of the steps since the last look to the state.
+    def look(self) -> list[float]:
+        """The losses that are not known yet; waits for them. Raises as `step` does."""
+        return self._note(self._losses.rest())
 
-        Raises:
-            TrainingDiverged: at the first that is no finite number.
-        """
-        values = torch.stack([loss for *_, loss in self._unseen]).tolist() if self._unseen else []
-        for (epoch, step, rows, _), value in zip(self._unseen, values, strict=True):
-            if value != value or value in (float("inf"), float("-inf")):
-                raise TrainingDiverged(self._diagnosis(epoch, step, rows, value), rows=rows.tolist())
-            self.state.total += value
-        self._unseen.clear()
+    def _note(self, losses: list[Loss]) -> list[float]:
+        for loss in losses:
+            if not math.isfinite(loss.value):
+                raise TrainingDiverged(self._diagnosis(*loss), rows=loss.rows.tolist())
+            self.state.total += loss.value
+        return [loss.value for loss in losses]
 
     def _diagnosis(self, epoch: int, step: int, rows: Tensor, value: float) -> str:
-        broken = [row for row in rows.tolist() if not self.x[row].isfinite().all()]
+        broken = self.pictures.broken(rows)
         start = f"loss is {value} in epoch {epoch}, step {step}: "
         if broken:
             return f"{start}training pictures {broken[:8]} hold pixels that are not finite, mend the data"
@@ -83,16 +101,17 @@ class Stepper:
         """Fill the weight gradients from the whole batch; returns the loss, over all processes."""
         state, config = self.state, self.state.config
         own = self.world.part(len(rows))
-        here = rows[own].to(self.x.device)
-        x, y = (part[here].to(self.device, non_blocking=True) for part in (self.x, self.y))
+        x, labels = self.pictures.batch(rows[own]), self.pictures.labels(rows)
+        y = labels[own]
         x = augment(x, draw(config.plugins, len(rows), state.generator).slice(own), config.plugins.crop)
         like = x.new_empty(()).expand(len(rows), *x.shape[1:])
-        attack = plan(config, state.step, self.total, like, self.y[rows.to(self.y.device)].to(self.device),
-                      state.generator, class_scale=self.scale, single=config.objective == "fast" and not state.fallback)
+        attack = plan(config, state.step, self.total, like, labels, state.generator, class_scale=self.scale,
+                      single=config.objective == "fast" and not state.fallback)
         attack = attack and attack.slice(own)
         parts = [slice(i, i + self.micro) for i in range(0, len(x), self.micro)]
-        foes = [attack and Adversary(state.model, attack.slice(part), config) for part in parts]
-        state.model.train()
+        foes = [attack and Adversary(self.network, attack.slice(part), config, compiled=self.network is not state.model)
+                for part in parts]
+        self.network.train()
         gamma = config.plugins.weight_perturbation
         with self._perturbed(gamma, lambda: self._accumulate(x, y, parts, foes, len(rows))):
             return self._accumulate(x, y, parts, foes, len(rows))
@@ -113,7 +132,7 @@ class Stepper:
         state.optimizer.zero_grad(set_to_none=True)
         for part, foe in zip(parts, foes, strict=True):
             with self.autocast:
-                losses = objective(state.model, x[part], y[part], foe, lam=config.lam,
+                losses = objective(self.network, x[part], y[part], foe, lam=config.lam,
                                    smoothing=config.plugins.label_smoothing)
                 loss = reduce(losses, len(losses) / whole, config.plugins.reweight)
             loss.backward()

@@ -39,6 +39,7 @@ class RegistryAnswers:
             return run_parameters(
                 bundle.manifest, _threat(request), parent=parent.number, cause=str(request["campaign"]),
                 fpr=chosen_fpr(bundle), model_name=request["model_name"], tracking_uri=self._theirs,
+                from_scratch=bool(request.get("from_scratch", False)),
             )
 
     def judged(self, request: dict) -> Result | None:

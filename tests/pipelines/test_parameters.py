@@ -34,6 +34,7 @@ from redoubt.training import OBJECTIVES
     ({"model_name": "it's"}, "model name"),
     ({"model_name": "a/b"}, "model name"),
     ({"fpr": 0.5}, "fpr"),
+    ({"start": "models:/m/1", "from_scratch": True}, "take one"),
     ({"plugins": '{"smoothing": 1}'}, "unknown plug-in smoothing: valid ones are class_adaptive"),
 ], ids=lambda value: str(value)[:30] if isinstance(value, dict) else "")
 def test_bad_values_are_refused(changes, message):
@@ -88,6 +89,13 @@ def test_a_robust_parent_keeps_its_recipe_and_its_threats():
     asked = retraining(parent, ThreatModel("Linf", 0.11), parent=2, cause="c", model_name="m", tracking_uri="u")
     assert (asked.objective, asked.epochs) == ("mixed", 3)
     assert load_threats(asked.also) == (ThreatModel("L2", 1.0), ThreatModel("Linf", 0.05))
+
+
+def test_retraining_fine_tunes_its_parent_unless_told_otherwise():
+    where = {"parent": 2, "cause": "c", "model_name": "m", "tracking_uri": "u"}
+    asked = retraining(manifest("mixed"), ThreatModel("Linf", 0.11), **where)
+    assert (asked.parent, asked.start, asked.from_scratch) == (2, "", False)
+    assert retraining(manifest("mixed"), ThreatModel("Linf", 0.11), from_scratch=True, **where).from_scratch
 
 
 def test_every_component_signature_is_one_that_kfp_compiles():

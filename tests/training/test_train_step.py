@@ -1,11 +1,14 @@
 """The pipeline's train step: what it passes on and what it writes down."""
 
+import re
+
 import pytest
 import torch
 
-from components.train import step
+from components.train import step, work
 from redoubt.data import Prepared
 from redoubt.errors import ArtifactError, InvalidInput
+from redoubt.registry import Registry
 from redoubt.training import loop
 
 QUICK = {"epochs": 1, "steps": 1}
@@ -14,13 +17,13 @@ QUICK = {"epochs": 1, "steps": 1}
 @pytest.fixture
 def configs(monkeypatch):
     """The settings that `train` was called with, in order."""
-    seen, real = [], step.train
+    seen, real = [], work.train
 
     def watch(model, data, validation, config, **keywords):
         seen.append((config, keywords))
         return real(model, data, validation, config, **keywords)
 
-    monkeypatch.setattr(step, "train", watch)
+    monkeypatch.setattr(work, "train", watch)
     return seen
 
 
@@ -74,9 +77,11 @@ def test_a_warm_start_begins_with_the_parent_and_says_so(digits, tmp_path, confi
     child = step.run(digits.folder, tmp_path / "child", start=str(parent.folder), **QUICK)
     weights = parent.model().state_dict()
     assert all(torch.equal(configs[1][1]["start"][name], value) for name, value in weights.items())
+    assert child.manifest["training"]["warm_start"]
     assert child.manifest["training"]["start"] == {
-        "weights_sha256": parent.manifest["files"]["model.safetensors"], "threats": [], "objective": "standard"}
-    assert parent.manifest["training"]["start"] is None
+        "version": "", "weights_sha256": parent.manifest["files"]["model.safetensors"], "threats": [],
+        "objective": "standard"}
+    assert parent.manifest["training"]["start"] is None and not parent.manifest["training"]["warm_start"]
     assert "start" not in child.manifest["parameters"], "a later run must not inherit it"
     cold = step.run(digits.folder, tmp_path / "cold", **QUICK)
     loss = [bundle.manifest["training"]["history"][0]["loss"] for bundle in (child, cold)]
@@ -94,12 +99,90 @@ def test_a_warm_start_keeps_the_parents_normalisation_and_a_checkpoint_of_its_ow
     assert configs[0][1]["checkpoint"] != configs[1][1]["checkpoint"]
 
 
-def test_a_start_that_does_not_fit_is_refused(digits, tmp_path):
-    parent = step.run(digits.folder, tmp_path / "parent", **QUICK)
+@pytest.fixture(scope="module")
+def registered(digits, tmp_path_factory):
+    """A registry that holds one undefended version, and that version's bundle."""
+    folder = tmp_path_factory.mktemp("registry")
+    bundle = step.run(digits.folder, folder / "parent", objective="standard", epochs=4)
+    registry = Registry(f"sqlite:///{folder / 'mlflow.db'}", "digits")
+    registry.promote(registry.register(bundle, metrics={}, parameters={}, tags={}))
+    return registry, bundle
+
+
+def retrain(digits, out, registry, **changes):
+    notes = []
+    made = step.run(digits.folder, out, model_name=registry.model_name, tracking_uri=registry.tracking_uri,
+                    progress=lambda row: notes.append(row.get("note", "")), **{"parent": 1, **QUICK, **changes})
+    return made, [note for note in notes if note]
+
+
+@pytest.mark.parametrize("named", [{}, {"start": "models:/digits/1", "parent": 0},
+                                   {"start": "models:/digits@champion", "parent": 0}], ids=str)
+def test_a_retraining_run_begins_with_its_parent(digits, tmp_path, configs, registered, named):
+    registry, parent = registered
+    child, notes = retrain(digits, tmp_path / "m", registry, **named)
+    weights = parent.model().state_dict()
+    assert all(torch.equal(configs[0][1]["start"][name], value) for name, value in weights.items())
+    assert child.manifest["training"]["start"]["version"] == "digits/1"
+    assert notes == ["warm start from digits/1"]
+
+
+@pytest.mark.parametrize("changes, epochs", [
+    ({"epochs": 8}, 4), ({"epochs": 8, "from_scratch": True}, 8), ({"epochs": 0}, 40),
+    ({"epochs": 8, "parent": 0, "start": "models:/digits/1"}, 8),
+    ({"epochs": 0, "parent": 0, "start": "models:/digits/1"}, 40), ({"epochs": 0, "parent": 0}, 80),
+], ids=str)
+def test_a_warm_start_is_a_fine_tuning_unless_weights_and_epochs_were_asked_for(
+        digits, tmp_path, configs, registered, monkeypatch, changes, epochs):
+    monkeypatch.setattr(work, "write_bundle", lambda *args, **card: None)
+    monkeypatch.setattr(step, "open_bundle", lambda folder: None)
+
+    def stop(model, data, validation, config, **keywords):
+        configs.append((config, keywords))
+        return loop.TrainResult(model=model)
+
+    monkeypatch.setattr(work, "train", stop)
+    retrain(digits, tmp_path / "m", registered[0], **{"steps": 5, **changes})
+    config, keywords = configs[-1]
+    assert config.epochs == epochs
+    whole = epochs in (8, 80)
+    assert (config.steps, config.batch_size, config.learning_rate) == ((5, 83, 3e-3) if whole else (2, 41, 6e-3))
+    assert (keywords["start"] is None) == (bool(changes.get("from_scratch")) or (changes.get("parent") == 0
+                                           and "start" not in changes))
+
+
+@pytest.mark.parametrize("changes, reason", [
+    ({"architecture": "preactresnet-18"}, "it is compact-cnn for .* this run preactresnet-18"),
+    ({"parent": 7}, "digits has no version 7"),
+], ids=["architecture", "version"])
+def test_a_retraining_run_whose_parent_does_not_fit_says_so_and_begins_anew(
+        digits, tmp_path, registered, changes, reason):
+    made, notes = retrain(digits, tmp_path / "m", registered[0], **changes)
+    assert made.manifest["training"]["start"] is None
+    assert re.search(reason, made.manifest["training"]["start_given_up"])
+    assert notes == [f"from random weights, not the parent's: {made.manifest['training']['start_given_up']}"]
+
+
+def test_classes_that_the_parent_does_not_know_make_a_retraining_run_begin_anew(
+        digits, tmp_path, registered, monkeypatch):
+    metadata = digits.metadata | {"classes": [*digits.classes[:9], "X"]}
+    monkeypatch.setattr(step.Prepared, "open", lambda folder: Prepared(digits.folder, metadata))
+    made, _ = retrain(digits, tmp_path / "m", registered[0])
+    assert "10 classes" in made.manifest["training"]["start_given_up"]
+
+
+def test_a_start_that_was_asked_for_and_does_not_fit_is_refused(digits, tmp_path, registered):
+    registry, parent = registered
     with pytest.raises(InvalidInput, match=r"cannot be the start: it is compact-cnn for.*this run preactresnet-18"):
         step.run(digits.folder, tmp_path / "child", start=str(parent.folder), architecture="preactresnet-18", **QUICK)
     with pytest.raises(ArtifactError, match="cannot be read"):
         step.run(digits.folder, tmp_path / "child", start=str(tmp_path), **QUICK)
+    for start, reason in (("models:/digits", "write models:/NAME/VERSION"), ("models:/digits/9", "no version 9"),
+                          ("models:/digits@best", "no alias 'best'")):
+        with pytest.raises(InvalidInput, match=reason):
+            retrain(digits, tmp_path / "child", registry, start=start)
+    with pytest.raises(InvalidInput, match="no tracking URI"):
+        step.run(digits.folder, tmp_path / "child", start="models:/digits/1", **QUICK)
     with pytest.raises(InvalidInput, match="weights to start with are of another architecture"):
         loop.train(parent.model(), *[digits.tensors("validation", 64)] * 2, loop.TrainConfig(objective="standard"),
                    start={"body": torch.zeros(1)})

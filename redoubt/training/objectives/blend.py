@@ -16,8 +16,9 @@ def blend(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, *, lam: float,
     At large epsilons purely adversarial training gives up whole classes, while a few clean images cost hardly any
     robustness and save their share of the attack. Figures: docs/benchmarks.md.
     """
-    rows = torch.arange(len(x), device=x.device)
-    rows = rows[rows % CLEAN_EVERY != 0]
-    if len(rows):   # a micro-batch may hold a clean image alone
+    n = len(x) - -(-len(x) // CLEAN_EVERY)
+    rows = torch.arange(n, device=x.device)
+    rows = rows + rows // (CLEAN_EVERY - 1) + 1   # no mask: the host would have to wait for how many it holds
+    if n:   # a micro-batch may hold a clean image alone
         x = x.index_copy(0, rows, attack(x, y, rows))
     return surprise(model(x), y, smoothing)
