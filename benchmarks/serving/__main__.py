@@ -35,6 +35,7 @@ def main() -> int:
                          "help": "interpreter that has MLServer (default %(default)s)"},
         kserve_python={"metavar": "PATH", "default": ".venv-kserve/bin/python",
                        "help": "interpreter that has KServe (default %(default)s)"},
+        seconds={"type": float, "metavar": "S", "help": "of each measurement of throughput (default 6)"},
         soak_seconds={"type": float, "metavar": "S", "help": "how long the soak lasts (default 1800)"},
     )
     report = Report(args, "Serving")

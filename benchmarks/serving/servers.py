@@ -65,6 +65,11 @@ class Running:
         fields = Path(f"/proc/{self.pid}/status").read_text().split("VmRSS:")[1].split()
         return int(fields[0]) / 1024
 
+    def processor_seconds(self) -> float:
+        """What it has computed so far, in all its threads."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def request(self, x: np.ndarray, *, binary: bool) -> bytes:
         """A whole HTTP request that asks about x, float32 [N, C, H, W]."""
         tensor = {"name": self.tensor, "shape": list(x.shape), "datatype": "FP32"}

@@ -15,12 +15,13 @@ from redoubt.bundle import open_bundle
 
 MODELS = {"compact-cnn": (1, 28), "preactresnet-18": (3, 32)}
 CONNECTIONS = 8
-HEADER = ("model", "batch", "body", "server", "requests/s", "p50 ms", "p99 ms", "x MLServer", "x KServe")
+HEADER = ("model", "batch", "body", "server", "requests/s", "p50 ms", "p99 ms", "CPU ms", "x MLServer", "x KServe",
+          "CPU, x MLServer", "CPU, x KServe")
 
 
 def throughput(report: Report, work: Path) -> None:
     """Every combination, side by side: each server is measured in turn, with the others stopped."""
-    seconds = 2.0 if report.given.quick else 6.0
+    seconds = report.given.seconds or (2.0 if report.given.quick else 6.0)
     models = ["compact-cnn"] if report.given.quick else list(MODELS)
     rows, figures = [], {}
     for architecture in models:
@@ -43,15 +44,19 @@ def throughput(report: Report, work: Path) -> None:
                             report.require(False, f"{name} failed: {architecture}, batch {batch}, {body}")
                         else:
                             report.say(f"{name} does not answer {body}: {architecture}, batch {batch}")
-    for (architecture, batch, binary, name), (rate, middle, high) in sorted(figures.items(), key=str):
+    for key, (rate, middle, high, spent) in sorted(figures.items(), key=str):
+        architecture, batch, binary, name = key
         against = [figures.get((architecture, batch, binary, peer)) for peer in ("MLServer", "KServe")]
-        rows.append([architecture, batch, "binary" if binary else "JSON", name, rate, middle, high,
-                     *(f"{rate / peer[0]:.2f}" if peer and name.startswith("redoubt") else "-" for peer in against)])
+        ours = name.startswith("redoubt")
+        rows.append([architecture, batch, "binary" if binary else "JSON", name, rate, middle, high, spent,
+                     *(f"{rate / peer[0]:.2f}" if peer and ours else "-" for peer in against),
+                     *(f"{peer[3] / spent:.2f}" if peer and ours else "-" for peer in against)])
         if name.startswith("redoubt"):
             _judge(report, architecture, batch, binary, name, (rate, high), against)
     report.say(table(HEADER, rows))
     report.say(f"closed loop, {CONNECTIONS} connections from another process on the same cores, {seconds:g} s each, "
-               "FP32, one torch thread; random weights; servers in turn, never at the same time")
+               "FP32, one torch thread; random weights; servers in turn, never at the same time. CPU: what the "
+               "server's threads compute for a request, which other work on the machine changes least")
     _overhead(report, figures)
     report.figures["throughput"] = {"columns": HEADER, "rows": rows}
 
@@ -80,14 +85,17 @@ def _inputs(channels: int, size: int, batch: int, seed: int, count: int = 16) ->
             for _ in range(count)]
 
 
-def _measure(running, channels, size, batch, binary, seconds, seed) -> tuple[float, float, float] | None:
-    """Requests a second, median and 99th percentile in ms; None for a server that does not speak this."""
+def _measure(running, channels, size, batch, binary, seconds, seed) -> tuple[float, float, float, float] | None:
+    """Requests a second, median and 99th percentile in ms, and the processor's ms for one request in the server; None
+    for a server that does not speak this."""
     requests = [running.request(x, binary=binary) for x in _inputs(channels, size, batch, seed)]
+    before = running.processor_seconds()
     outcome = run(Load(host=running.host, port=running.port, requests=requests, connections=CONNECTIONS,
                        seconds=seconds + 1, warm=1.0))
     if outcome.failed or not outcome.ok:
         return None
-    return outcome.rate, outcome.quantile(0.5), outcome.quantile(0.99)
+    spent = (running.processor_seconds() - before) / (len(outcome.ok) * (seconds + 1) / outcome.seconds)
+    return outcome.rate, outcome.quantile(0.5), outcome.quantile(0.99), spent * 1e3
 
 
 def _agrees(report: Report, running, bundle: Path, name: str, channels: int, size: int) -> None:
