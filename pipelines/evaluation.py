@@ -136,7 +136,7 @@ def compare_versions(registry: Registry, numbers: tuple[str, str], out: Path) ->
 
 def _say(row: dict) -> None:
     """One line for each finished row."""
-    if "label" in row:
+    if row.get("epsilon"):
         console.print(f"{row['label']:>28}  {row['norm']} {row['epsilon']:<8.4g} {row['accuracy']:.4f}  "
                       f"({row['low']:.4f} to {row['high']:.4f}, n {row['n']})", highlight=False)
     elif "part" in row:

@@ -56,6 +56,8 @@ def epoch_line(row: dict) -> str:
     """One epoch's figures in a few words, or one row of an evaluation, or what a step has to say."""
     if "note" in row:
         return row["note"]
+    if "part" in row:
+        return f"AutoAttack, {row['part']} {row['batch']}/{row['of']}: {row['accuracy']:.3f}"
     if "epsilon" in row:
         return f"{row['label']}, {row['norm']} {row['epsilon']:.4g}: {row['accuracy']:.3f}"
     facts = [f"{key.replace('_accuracy', '')} {row[key]:.3f}"

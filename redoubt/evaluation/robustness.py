@@ -73,7 +73,8 @@ def evaluate(
         seed: fixes the drawn images and the attacks' random starts, each row by itself.
         surrogate: another model of the same task, for attacks by transfer; without one they are left out.
         state: a folder for what is finished, so that a killed evaluation goes on there. It is emptied at the end.
-        progress: called with each finished row of `attacks`.
+        progress: called with each finished row of `attacks`, and with {part, batch, of, accuracy} after each batch of
+            AutoAttack.
 
     Returns:
         JSON values, described by `report.schema.json`. `attacks` holds rows {attack, label, norm, epsilon, n, accuracy,
@@ -162,7 +163,7 @@ class _Run:
     def _attack(self, name: str, threat: ThreatModel, full: bool) -> dict:
         start, device = time.perf_counter(), self.x.device
         x, y = (self.x, self.y) if full else (self.x[self.drawn.to(device)], self.y[self.drawn.to(device)])
-        setting = Setting(seed=self.seed, surrogate=self.surrogate,
+        setting = Setting(seed=self.seed, surrogate=self.surrogate, progress=self.progress,
                           state=self.store.path(f"autoattack-state-{threat.norm}-{threat.epsilon:.8g}"))
         stood = withstands(name, self.model, x, y, threat, setting)
         return {"stood": pack(stood), "seconds": time.perf_counter() - start}

@@ -182,11 +182,13 @@ def card(report: Mapping, given: Mapping) -> Html:
         limits.insert(0, "The suite quick is for comparing versions; a figure to publish needs AutoAttack (standard).")
     if not defended:
         limits.insert(0, "The model was trained without a defence: it must not be relied on under attack.")
+    intended = (f"classifying {'×'.join(map(str, report.get('shape') or ()))} pictures like those of "
+                f"{report.get('dataset')}, " + ("where someone may have tampered with them" if defended else
+                                                "where nobody tampers with them"))
     facts_ = {
         **given,
         "Threat model": (threats or "none") + ("" if defended else " (measured; not trained for)"),
-        "Intended use": f"classifying {'×'.join(map(str, report['shape']))} pictures like those of {report['dataset']} "
-                        "where inputs may be tampered with" if report.get("shape") else None,
+        "Intended use": intended if report.get("shape") else None,
         "Evaluated with": f"suite {report.get('suite', 'quick')}: {suite}; white-box, untargeted, on the test split",
         "Evaluated on": f"{count(report.get('n'))} images, seed {report.get('seed', '–')}"
                         + (f", {report['twins_left_out']} twins of training images left out"
