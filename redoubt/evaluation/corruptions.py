@@ -1,6 +1,6 @@
 """Accuracy under common corruptions, after Hendrycks & Dietterich 2019 (arXiv 1903.12261), through torchvision.
 
-Five kinds, five severities. The blur grows with the picture, so that it costs 28 pixels and 224 about the same.
+Five kinds, five severities. The blur grows with pictures beyond 32 pixels, so that it costs 32 and 224 about the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from redoubt.evaluation.intervals import wilson
 
 SEVERITIES = {
     "noise": (0.04, 0.08, 0.12, 0.18, 0.26),          # standard deviation of Gaussian noise
-    "blur": (0.4, 0.6, 0.8, 1.1, 1.5),                # of the Gaussian, in pixels of a picture of 32 a side
+    "blur": (0.4, 0.6, 0.8, 1.1, 1.5),                # of the Gaussian, in pixels of a picture of at most 32 a side
     "jpeg": (80, 60, 40, 25, 15),                     # quality
     "brightness": (1.2, 1.4, 1.7, 2.0, 2.5),          # factor
     "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),          # factor
@@ -60,7 +60,7 @@ def corrupt(kind: str, x: Tensor, amount: float, *, seed: int = 0) -> Tensor:
             torch.manual_seed(seed)
             return tv.gaussian_noise(x, mean=0.0, sigma=amount, clip=True)
     if kind == "blur":
-        sigma = amount * x.shape[-1] / 32
+        sigma = amount * max(x.shape[-1], 32) / 32   # below 0.4 pixels a Gaussian does nothing
         side = min(2 * int(3 * sigma + 1) + 1, 2 * ((x.shape[-1] - 1) // 2) + 1)
         return tv.gaussian_blur(x, [side, side], [sigma, sigma]).clamp(0, 1)
     if kind == "jpeg":

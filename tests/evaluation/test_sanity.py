@@ -97,6 +97,13 @@ def test_randomness_and_training_mode():
         assert sanity.eval_mode(*found).verdict == FAIL
 
 
+def test_what_is_much_of_all_may_be_little_of_what_was_left():
+    assert sanity.overlooks(30, 50, N)
+    assert not sanity.overlooks(15, 60, N), "a quarter of what was left: one attack finds what another does not"
+    assert not sanity.overlooks(3, 3, N), "three images of a hundred"
+    assert sanity.converged(right((0, 60)), right((0, 45)), (20, 100)).verdict == PASS
+
+
 def test_few_images_convict_nobody():
     assert not surely_above(2, 10, 0.04)
     assert surely_above(20, 100, 0.04)
