@@ -119,7 +119,7 @@ def iterative_beats_single(clean: Tensor, single: Tensor, iterative: Tensor) -> 
     """
     n, missed = len(clean), int((iterative & ~single).sum())
     shares = [float(right.float().mean()) for right in (clean, single, iterative)]
-    weaker = overlooks(missed, int(iterative.sum()), n)
+    weaker = surely_above(missed, n, MISSED)
     only_single = int((single & ~iterative).sum())
     overfitted = shares[1] >= 0.5 * shares[0] and surely_above(only_single, n, 0.5 * shares[1])
     bad = (f"FGSM fools {missed} of {n} images that PGD does not" if weaker else
