@@ -1,12 +1,15 @@
 """`python -m serving` as a process: the port, the signals, and a retraining run that a restart interrupts."""
 
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -91,11 +94,11 @@ def test_one_home_has_one_server_and_sigkill_lets_it_go(tmp_path, capsys, monkey
 class Process:
     """A serving process; `with` makes sure that it is gone at the end."""
 
-    def __init__(self, home: Path, tracking_uri: str):
+    def __init__(self, home: Path, tracking_uri: str, **settings: str):
         environment = os.environ | {
             "REDOUBT_HOME": str(home), "REDOUBT_TRACKING_URI": tracking_uri, "REDOUBT_MODEL_NAME": "digits",
             "REDOUBT_POLL_SECONDS": "0.1", "REDOUBT_RETRAIN_COMMAND": f'["{sys.executable}", "{CHILD}"]',
-        }
+        } | settings
         self.process = subprocess.Popen(
             [sys.executable, "-m", "serving", "--port", "0"], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True,
@@ -103,12 +106,12 @@ class Process:
         self.errors: list[str] = []
         threading.Thread(target=lambda: self.errors.extend(self.process.stderr), daemon=True).start()
         line = self.process.stdout.readline()
-        assert line.startswith("listening on http://127.0.0.1:"), (line, self.errors)
+        assert re.match(r"listening on https?://127\.0\.0\.1:", line), (line, self.errors)
         self.url = line.split()[-1]
 
     def get(self, path: str) -> httpx.Response | None:
         try:
-            return httpx.get(self.url + path, timeout=10, trust_env=False)
+            return httpx.get(self.url + path, timeout=10, trust_env=False, verify=False)
         except httpx.TransportError:
             return None
 
@@ -169,3 +172,47 @@ def test_a_run_that_sigterm_interrupts_is_finished_once(tmp_path, mlflow_uri):
 def test_a_signal_while_it_starts_is_not_lost(tmp_path):
     with Process(tmp_path / "home", f"sqlite:///{tmp_path}/mlflow.db") as process:
         assert process.end() == 0, process.errors
+
+
+def certificate(folder: Path) -> dict[str, str]:
+    """Settings for a certificate that vouches for itself."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(
+        name, name, key.public_key(), x509.random_serial_number(), now - timedelta(days=1), now + timedelta(days=1)
+    ).sign(key, hashes.SHA256())
+    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ))
+    return {"REDOUBT_TLS_CERT": str(folder / "cert.pem"), "REDOUBT_TLS_KEY": str(folder / "key.pem")}
+
+
+def test_it_speaks_https_and_drains_before_it_ends(tmp_path):
+    settings = certificate(tmp_path) | {"REDOUBT_DRAIN_SECONDS": "2", "REDOUBT_LOG_FORMAT": "json"}
+    with Process(tmp_path / "home", f"sqlite:///{tmp_path}/mlflow.db", **settings) as process:
+        assert process.url.startswith("https://")
+        live = wait_until(lambda: process.get("/v2/health/live"), 30, "an answer")
+        assert (live.status_code, live.headers["strict-transport-security"]) == (200, "max-age=31536000")
+        assert "server" not in live.headers
+        process.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "shutting down" in process.get("/v2/health/ready").text, what="the drain")
+        assert process.get("/v2/health/live").status_code == 200   # it still answers
+        assert process.process.wait(20) == 0
+    assert all(json.loads(line)["message"] for line in process.errors)
+
+
+def test_a_certificate_that_cannot_be_used_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "cert.pem").write_text("x")
+    arguments = ["--port", "0", "--home", str(tmp_path / "home"), "--tls-cert", str(tmp_path / "cert.pem"),
+                 "--tls-key", str(tmp_path / "cert.pem")]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot be used" in said
+    assert main(arguments[:-2]) == 2
+    assert "go together" in capsys.readouterr().err
