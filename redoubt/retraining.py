@@ -12,6 +12,9 @@ from redoubt.bundle import Bundle
 from redoubt.registry import Registry
 from redoubt.threat import ThreatModel, covers, dump_threats, load_threats
 
+FEW = 5000   # training pictures below which fine-tuning is not worth it: from random weights takes seconds, and the
+# digits withstand Linf 0.2 in 0.46 of cases then, fine-tuned from an undefended version in 0.31
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -33,6 +36,8 @@ def run_parameters(manifest: dict, threat: ThreatModel, *, parent: int, cause: s
     if parameters["objective"] == "standard":
         parameters |= {"objective": "blend", "epochs": 0}
     parameters.pop("precision", None)
+    pictures = manifest["data"].get("splits", {}).get("train", {}).get("n", FEW)
+    where["from_scratch"] = bool(where.get("from_scratch")) or pictures < FEW
     return {
         **parameters, **manifest["data"]["request"], "norm": threat.norm, "epsilon": threat.epsilon,
         "also": dump_threats(load_threats(json.dumps(manifest["threats"]))),

@@ -96,6 +96,9 @@ def test_retraining_fine_tunes_its_parent_unless_told_otherwise():
     asked = retraining(manifest("mixed"), ThreatModel("Linf", 0.11), **where)
     assert (asked.parent, asked.start, asked.from_scratch) == (2, "", False)
     assert retraining(manifest("mixed"), ThreatModel("Linf", 0.11), from_scratch=True, **where).from_scratch
+    few = manifest("mixed")
+    few["data"]["splits"] = {"train": {"n": 833}}
+    assert retraining(few, ThreatModel("Linf", 0.11), from_scratch=False, **where).from_scratch
 
 
 def test_every_component_signature_is_one_that_kfp_compiles():
