@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -36,6 +37,8 @@ def step(name: str):
         yield event
     except Exception as error:
         reason = f"{name}: {error or type(error).__name__}"
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason += ": the volume is full; free space on it, or give it more"
         print(f"{MARK} {reason}", flush=True)
         report(step=name, state="failed", reason=reason, mistake=isinstance(error, InvalidInput))
         raise

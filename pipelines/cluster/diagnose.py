@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from components.context import MARK
 from redoubt.cluster.errors import ClusterError
 from redoubt.cluster.kubernetes import POD, Kind, Kubernetes
 
@@ -27,7 +28,7 @@ def reasons(kubernetes: Kubernetes, run_id: str) -> list[str]:
     found: dict[str, None] = {}
     try:
         for pod in kubernetes.list(POD, labels=f"pipeline/runid={run_id}"):
-            for line in of_pod(pod):
+            for line in [*of_pod(pod), *_last_words(kubernetes, pod)]:
                 found[line] = None
         for workflow in kubernetes.list(WORKFLOW, labels=f"pipeline/runid={run_id}"):
             for line in of_workflow(workflow):
@@ -54,6 +55,18 @@ def of_pod(pod: dict) -> list[str]:
         if ended.get("reason") in _HINTS:
             found.append(_line(name, ended["reason"], ended.get("message", "")))
     return found
+
+
+def _last_words(kubernetes: Kubernetes, pod: dict) -> list[str]:
+    """The reason that a failed step has written itself."""
+    name = pod["metadata"]["name"]
+    if pod.get("status", {}).get("phase") != "Failed":
+        return []
+    try:
+        lines = kubernetes.log(name, "main", tail=500).splitlines()
+    except ClusterError:   # the pod is gone, or its log may not be read
+        return []
+    return [f"{name}: {line.split(MARK, 1)[1].strip()}" for line in lines if MARK in line][-1:]
 
 
 def of_workflow(workflow: dict) -> list[str]:

@@ -11,6 +11,7 @@ from standins.kfp_server import KfpServer
 from typer.testing import CliRunner
 
 from pipelines.cli import app
+from pipelines.cluster import package
 from pipelines.cluster.diagnose import reasons
 from pipelines.cluster.settings import ClusterSettings
 from pipelines.cluster.submit import Follower, run_name
@@ -32,6 +33,16 @@ def alone(monkeypatch, tmp_path):
     monkeypatch.setattr("pipelines.cluster.submit.POLL_SECONDS", 0.01)
     monkeypatch.setattr("pipelines.cluster.submit.Follower.poll", 0.01)
     monkeypatch.setattr("redoubt.cluster.http.FIRST_WAIT", 0.01)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_once():
+    """Compiling takes most of a submission's time, and the same settings give the same package."""
+    compiled, real = {}, package.package
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package, "package", lambda settings, pipeline=None: compiled.get(repr(settings)) or
+                      compiled.setdefault(repr(settings), real(settings, pipeline)))
+        yield
 
 
 @pytest.fixture
@@ -273,6 +284,14 @@ def test_what_kubelet_and_scheduler_say_becomes_a_line(status, says):
     api.put("pods", "p", {"metadata": {"labels": {"pipeline/runid": "1"}}, "status": status})
     line, = reasons(Kubernetes(Connection("http://k", what="k", transport=api.transport()), "redoubt"), "1")
     assert says in line
+
+
+def test_a_failed_step_is_heard_from_its_own_log():
+    api = ApiServer()
+    api.put("pods", "train-pod", {"metadata": {"labels": {"pipeline/runid": "1"}}, "status": {"phase": "Failed"}})
+    api.logs["train-pod"] = "2026-11-20T10:00:00Z x\n2026-11-20T10:00:01Z redoubt: error: train: the volume is full\n"
+    assert reasons(Kubernetes(Connection("http://k", what="k", transport=api.transport()), "redoubt"), "1") == [
+        "train-pod: train: the volume is full"]
 
 
 def test_a_quota_that_is_used_up_is_read_from_the_workflow():
