@@ -228,10 +228,11 @@ def cancel(run: RunId, settings: Settings = None, given: Set = None, endpoint: E
 
 
 def _follow(api, settings, run_id: str) -> int:
+    from pipelines.cluster import submit
     from pipelines.cluster.connect import quietly
-    from pipelines.cluster.submit import Follower
 
-    follower = Follower(api=api, settings=settings, say=say, kubernetes=quietly(settings.namespace or "kubeflow"))
+    follower = submit.Follower(api=api, settings=settings, say=say, poll=submit.POLL_SECONDS,
+                               kubernetes=quietly(settings.namespace or "kubeflow"))
     try:
         return follower.to_the_end(run_id)
     except KeyboardInterrupt:

@@ -31,7 +31,6 @@ def alone(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.setattr("pipelines.cluster.submit.POLL_SECONDS", 0.01)
-    monkeypatch.setattr("pipelines.cluster.submit.Follower.poll", 0.01)
     monkeypatch.setattr("redoubt.cluster.http.FIRST_WAIT", 0.01)
 
 
