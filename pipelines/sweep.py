@@ -24,8 +24,8 @@ from redoubt.errors import InvalidInput, RedoubtError
 from redoubt.threat import parse_epsilon
 
 NAME = "redoubt-sweep"
-LEFT_OUT = ("epsilon", "start", "model_name", "tracking_uri", "cause", "parent", "claim", "fpr")
-TAKEN = ("architecture", "objective", "norm", "also", "epochs", "steps", "lam", "plugins", "seed")
+LEFT_OUT = ("epsilon", "start", "from_scratch", "model_name", "tracking_uri", "cause", "parent", "claim", "fpr")
+TAKEN = ("architecture", "objective", "norm", "also", "epochs", "steps", "lam", "plugins", "seed", "processes")
 
 
 def define(place=lambda name, task: None):
@@ -34,7 +34,7 @@ def define(place=lambda name, task: None):
     def sweep(
         epsilons: list[float], dataset: str = "digits", architecture: str = "compact-cnn", objective: str = "blend",
         norm: str = "Linf", also: str = "[]", epochs: int = 0, steps: int = 5, lam: float = 1.0, plugins: str = "{}",
-        seed: int = 0, data_dir: str = "", image_size: int = 0, limit: int = 0, split_seed: int = 0,
+        seed: int = 0, processes: int = 1, data_dir: str = "", image_size: int = 0, limit: int = 0, split_seed: int = 0,
         data_checksum: str = "", test_limit: int = 2000, curve_n: int = 1000, suite: str = "quick",
     ):
         given = dict(locals())
@@ -43,8 +43,8 @@ def define(place=lambda name, task: None):
         data = prepare_data(dataset=dataset, data_dir=data_dir, image_size=image_size, limit=limit,
                             split_seed=split_seed, data_checksum=data_checksum, fingerprint=found.output)
         with dsl.ParallelFor(epsilons) as epsilon:
-            model = train(data=data.outputs["data"], epsilon=epsilon, start="",
-                          **{name: given[name] for name in TAKEN})
+            model = train(data=data.outputs["data"], epsilon=epsilon, start="", from_scratch=True, parent=0,
+                          model_name="", tracking_uri="", **{name: given[name] for name in TAKEN})
             measured = evaluate(data=data.outputs["data"], model=model.outputs["model"], norm=norm, epsilon=epsilon,
                                 test_limit=test_limit, curve_n=curve_n, suite=suite, seed=seed)
         compared = compare(evaluations=dsl.Collected(measured.outputs["evaluation"]), norm=norm)

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from components.context import CHECKPOINTS, Progress
-from components.train import together
+from components.train import together, trainjob
 from components.train.parent import find
+from components.train.trainjob import Nodes
 from components.train.work import Work, wanted
 from redoubt.bundle import Bundle, open_bundle, seal
 from redoubt.data import Prepared
@@ -72,7 +73,8 @@ def run(
     asked = {"architecture": architecture, "objective": objective, "norm": norm, "epsilon": epsilon, "epochs": epochs,
              "steps": steps, "lam": lam, "plugins": plugins, "seed": seed, "precision": precision,
              "processes": processes}
-    size, prepared = together.count(processes), Prepared.open(data)
+    nodes = Nodes.from_environment()   # of a TrainJob, which has its own processes and GPUs
+    size, prepared = 1 if nodes else together.count(processes), Prepared.open(data)
     with tempfile.TemporaryDirectory(prefix="redoubt-start-") as folder:
         begin = find(start, parent=parent, from_scratch=from_scratch, model_name=model_name, tracking_uri=tracking_uri,
                      folder=Path(folder) / "parent", wanted=wanted(asked, prepared), classes=prepared.classes)
@@ -84,7 +86,12 @@ def run(
                                         "start": begin.to_json()})
         work = Work(data=data, out=out, asked=asked, also=also, start=begin, checkpoint=file)
         with tracked(tracking_uri, model_name, "train", asked, run_id, progress) as (progress, pulse, tracker):
-            together.run(work, size, progress, pulse) if size > 1 else work.run(progress, pulse)
+            if nodes:
+                trainjob.run(work, nodes, progress, pulse)
+            elif size > 1:
+                together.run(work, size, progress, pulse)
+            else:
+                work.run(progress, pulse)
     if tracker and tracker.run_id:
         seal(out, training=open_bundle(out).manifest["training"] | {"run_id": tracker.run_id})
     if file:

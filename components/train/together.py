@@ -122,7 +122,8 @@ def _cause(folder: Path, size: int, code: int) -> RedoubtError:
 def main(folder: Path) -> int:
     """What torchrun starts: one of the processes. Returns its exit code."""
     rank = int(os.environ["RANK"])
-    threading.Thread(target=_end_with, args=(folder / "alive",), daemon=True).start()
+    if (folder / "alive").exists():   # not on several nodes, where a TrainJob ends its pods
+        threading.Thread(target=_end_with, args=(folder / "alive",), daemon=True).start()
     try:
         with processes(), (folder / "events.jsonl").open("a", buffering=1) as events:
             def tell(event: dict) -> None:

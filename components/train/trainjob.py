@@ -95,6 +95,8 @@ def run(work, nodes: Nodes, progress: Callable[[dict], None], pulse: Callable[[i
                 raise RedoubtError(f"{error}: {said[0]}") from None
             raise
         shutil.copytree(folder / "out", work.out, dirs_exist_ok=True)
+        if there["checkpoint"]:   # the bundle is whole: nothing is left to go on from
+            Path(there["checkpoint"]).unlink(missing_ok=True)
 
 
 class Events:

@@ -11,10 +11,10 @@ from typing import Annotated, get_type_hints
 
 import typer
 
-from redoubt.errors import RedoubtError
+from redoubt.errors import InvalidInput, RedoubtError
 
 PANEL = "On a cluster"
-ON_THIS_MACHINE = ("home", "uri", "start")   # options of `redoubt run` that mean nothing on another one
+ON_THIS_MACHINE = ("home", "uri")   # options of `redoubt run` that mean nothing on another one
 DEFAULTS = {"dataset": "fashion-mnist"}
 Settings = Annotated[Path | None, typer.Option(
     "--settings", "-s", help="YAML or TOML file with the cluster's settings (docs/cluster.md).  [default: "
@@ -70,6 +70,9 @@ def _parameters(training: dict, tracking_uri: str):
     """What is asked for, checked."""
     from pipelines.parameters import RunParameters
 
+    if training.get("start") and not training["start"].startswith("models:/"):
+        raise InvalidInput(f"--start {training['start']}: a pod does not see this machine's folders; give "
+                           "models:/NAME/VERSION")
     return RunParameters(**training, tracking_uri=tracking_uri)
 
 
@@ -165,7 +168,7 @@ def sweep(
                   allow_tag=allow_tag or None, pipeline=sweeping.NAME, experiment=sweeping.NAME)
     api = pipelines_api(chosen)
     made = package.package(chosen, lambda settings: sweeping.define(placing(settings)))
-    run, new = submit.start(api, chosen, submit.ensure_version(api, chosen, made), asked)
+    run, new = submit.start(api, chosen, submit.ensure_version(api, chosen, made), asked | _together(chosen))
     say(f"run {run.name} {'started' if new else 'is under way already'}: {api.page(run.id)}")
     raise typer.Exit(_follow(api, chosen, run.id) if wait else 0)
 
@@ -194,11 +197,16 @@ def _ready(training: dict, settings: Path | None, given: list[str] | None, **fla
     from pipelines.cluster.settings import load
 
     chosen = load(settings, given=tuple(given or ()), **flags)
-    asked = _parameters(training, chosen.tracking_uri).to_json()
+    asked = _parameters(training, chosen.tracking_uri).to_json() | _together(chosen)
     api = pipelines_api(chosen)
     version = submit.ensure_version(api, chosen, package.package(chosen))
     say(f"version {version.name} {'uploaded' if version.uploaded else 'found'}")
     return chosen, asked, api, version
+
+
+def _together(settings) -> dict:
+    """With several GPUs in a pod, the train step runs under torchrun, a process for each."""
+    return {"processes": 0} if settings.gpus_per_node > 1 else {}
 
 
 def follow(run: RunId, settings: Settings = None, given: Set = None, endpoint: Endpoint = "",

@@ -2,7 +2,10 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from redoubt.cluster.http import Connection
 from redoubt.cluster.kubernetes import Kubernetes
 from redoubt.errors import RedoubtError
 
+ROOT = Path(__file__).parents[2]
 CRDS = os.environ.get("REDOUBT_CRDS", "")
 NODES = Nodes(nodes=2, gpus=4, image="i@sha256:" + "a" * 64, claim="shared", path="/data", shared_memory="8Gi",
               node_selector={"pool": "gpu"}, tolerations=({"key": "gpu", "operator": "Exists"},),
@@ -179,3 +183,31 @@ def test_a_volume_that_cannot_be_used_is_named():
     with pytest.raises(RedoubtError, match="is it ReadWriteMany"), \
             shared(Nodes(nodes=2, image="i", claim="shared", path="/proc/none"), "job"):
         pass
+
+
+@pytest.mark.slow
+def test_a_model_is_trained_by_the_nodes_of_a_train_job(kubernetes, server, digits, tmp_path, monkeypatch):
+    """The step, its volume and torchrun for real; the operator is a thread that starts what the TrainJob asks for."""
+    from components.train.step import run as train_step
+
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setenv(trainjob.NODES, Nodes(nodes=1, image="i", claim="c", path=str(tmp_path / "volume")).to_json())
+    monkeypatch.setattr(Kubernetes, "in_cluster", lambda *_, **__: kubernetes)
+
+    def operate():
+        while not (jobs := server.all("trainjobs")):
+            time.sleep(0.1)
+        trainer = jobs[0]["spec"]["trainer"]
+        assert trainer["command"][0] == "torchrun"
+        code = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+                               *trainer["command"][1:], *trainer["args"]], cwd=ROOT).returncode
+        end(server, "Failed" if code else "Complete", f"exit code {code}")
+
+    thread = threading.Thread(target=operate)
+    thread.start()
+    rows = []
+    bundle = train_step(digits.folder, tmp_path / "out", objective="standard", epochs=2, progress=rows.append)
+    thread.join()
+    assert bundle.manifest["training"]["epochs"] == 2
+    assert [row["epoch"] for row in rows if "epoch" in row][-1] == 2
+    assert list((tmp_path / "volume" / ".redoubt").iterdir()) == []
