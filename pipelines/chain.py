@@ -17,6 +17,7 @@ NAME = "redoubt"
 class Outputs(NamedTuple):
     version: int
     promoted: bool
+    status: str
     reason: str
 Place = Callable[[str, dsl.PipelineTask], None]
 
@@ -54,7 +55,7 @@ def steps(place: Place, given: dict) -> dict[str, dsl.PipelineTask]:
         model=model, evaluation=evaluation, detector=detector, **of("model_name", "tracking_uri", "cause", "parent")),
         False)["Output"]
     add("gate", gate(data=data, version=version, **of(
-        "model_name", "tracking_uri", "objective", "norm", "epsilon", "seed")), False)
+        "model_name", "tracking_uri", "objective", "norm", "epsilon", "seed", "policy")), False)
     return made
 
 
@@ -90,11 +91,12 @@ def define(place: Place = lambda name, task: None):
         curve_n: int = 1000,
         suite: str = "quick",
         fpr: float = 0.01,
+        policy: str = "",
     ) -> Outputs:
         """See `pipelines.parameters.RunParameters` for the meaning of each parameter."""
         tasks = chain(place, dict(locals()))
         judged = tasks["gate"].outputs
-        return Outputs(tasks["register"].outputs["Output"], judged["promoted"], judged["reason"])
+        return Outputs(tasks["register"].outputs["Output"], judged["promoted"], judged["status"], judged["reason"])
 
     return pipeline
 

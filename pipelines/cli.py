@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from pipelines import evaluation_cli
+from pipelines import champion_cli, evaluation_cli
 from pipelines.cluster.commands import add_to as cluster_commands
-from redoubt.errors import InvalidInput, RedoubtError
+from pipelines.options import Home, Name, PolicyFile, Tracking, policy_text
+from redoubt.errors import RedoubtError
 
 app = typer.Typer(
     name="redoubt", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
@@ -19,8 +20,6 @@ app = typer.Typer(
          "Start with `redoubt drill`: a live model is attacked, notices, retrains itself and recovers.",
     pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
 )
-models_app = typer.Typer(no_args_is_help=True, help="Look at the versions in the registry.")
-app.add_typer(models_app, name="models")
 
 Dataset = Annotated[str, typer.Option(
     help="digits, mnist, fashion-mnist, cifar10, cifar100, folder:PATH or npz:PATH.", rich_help_panel="Data")]
@@ -29,16 +28,9 @@ DataDir = Annotated[str, typer.Option(help="Where a local copy of the dataset li
 Epsilon = Annotated[str, typer.Option(help="Perturbation bound in the [0, 1] pixel range: 0.1 or 8/255.")]
 Norm = Annotated[str, typer.Option(help="Linf or L2.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Fixes initialisation, order and attacks.")]
-Name = Annotated[str, typer.Option("--model", "-m", help="Registered model's name.")]
 OBJECTIVE_HELP = "standard, blend, pgd, mixed, half, trades or fast (docs/training.md)."
 ARCHITECTURE_HELP = ("compact-cnn, strided-cnn, preactresnet-18, wideresnet-28-10, or torchvision:NAME such as "
                      "torchvision:resnet18.")
-Home = Annotated[Path | None, typer.Option(
-    help="Folder for registry, runs and ledger.  [default: $REDOUBT_HOME or .redoubt]", show_default=False)]
-Tracking = Annotated[str, typer.Option(
-    "--tracking-uri", help="MLflow's address.  [default: $REDOUBT_TRACKING_URI, $MLFLOW_TRACKING_URI or SQLite in the "
-                           "home folder]",
-    show_default=False)]
 VersionNumber = Annotated[str, typer.Argument(metavar="VERSION", help="A version's number.")]
 
 
@@ -86,13 +78,14 @@ def run(
     suite: Annotated[str, typer.Option(help="Attacks of the report: quick (FGSM, PGD-20), standard (and AutoAttack: "
                                             "minutes) or full.")] = "quick",
     fpr: Annotated[float, typer.Option(help="The detector's false-positive rate.")] = 0.01,
+    policy: PolicyFile = None,
     home: Home = None,
     uri: Tracking = "",
 ) -> None:
     """Train, evaluate, fit the detector, register and judge a model: the pipeline, on this machine.
 
     It runs through Kubeflow Pipelines' local runner, with the components that a cluster would run. Exit code 0 when
-    the gate promoted the version, 3 when it refused it, 1 when a step failed.
+    the gate passed the version, 3 when it refused it, 1 when a step failed.
     """
     from pipelines.show import follow_run
 
@@ -101,6 +94,7 @@ def run(
         epochs=epochs, steps=steps, lam=lam, plugins=plugins, seed=seed, start=start, processes=processes,
         split_seed=split_seed, model_name=model_name, data_dir=data_dir, image_size=image_size, limit=limit,
         test_limit=test_limit, suite=suite, fpr=fpr,
+        policy=policy_text(policy),
     )
     raise typer.Exit(follow_run(parameters, folder))
 
@@ -192,53 +186,7 @@ def attack(
                                    data_dir=data_dir, scratch=folder))
 
 
-def _registry(home: Path | None, uri: str, model_name: str):
-    """The registry; a home folder that is not there yet is a slip of the keyboard, not a wish for a new one."""
-    from pipelines.home import home_folder, tracking_uri
-    from redoubt.registry import Registry
-
-    folder = home_folder(home, make=False)
-    chosen = tracking_uri(folder, uri)
-    if chosen == tracking_uri(folder, f"sqlite:///{folder / 'mlflow.db'}") and not (folder / "mlflow.db").is_file():
-        raise InvalidInput(f"no registry in {folder} yet: `redoubt run` makes one, or name another with --home")
-    return Registry(chosen, model_name)
-
-
-@models_app.command("list")
-def models_list(model_name: Name = "redoubt", home: Home = None, uri: Tracking = "") -> None:
-    """All versions, newest first, with aliases, threat models and accuracy."""
-    from pipelines.show import versions_table
-
-    versions_table(_registry(home, uri, model_name))
-
-
-@models_app.command("show")
-def models_show(version: VersionNumber, model_name: Name = "redoubt", home: Home = None, uri: Tracking = "") -> None:
-    """One version: its facts and the gate's decision, rule by rule."""
-    from pipelines.show import version_page
-
-    version_page(_registry(home, uri, model_name).version(version))
-
-
-@app.command()
-def promote(
-    version: VersionNumber,
-    override: Annotated[str, typer.Option(help="Promote although the gate refused; say why. It is recorded.")] = "",
-    model_name: Name = "redoubt",
-    home: Home = None,
-    uri: Tracking = "",
-) -> None:
-    """Make a version the champion. It needs a passing decision of the gate, or an override with a reason."""
-    from pipelines.show import promote_version
-
-    promote_version(_registry(home, uri, model_name), version, override)
-
-
-@app.command()
-def rollback(model_name: Name = "redoubt", home: Home = None, uri: Tracking = "") -> None:
-    """Put the previous champion back into service."""
-    version = _registry(home, uri, model_name).rollback()
-    typer.echo(f"version {version.number} is champion again")
+champion_cli.add_commands(app)
 
 
 evaluation_cli.add_commands(app)

@@ -26,7 +26,8 @@ STEPS = ("begin", "prepare_data", "train", "evaluate", "fit_detector", "register
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """How a run ended: `promoted`, `refused` by the gate, or `failed`, with the version and the reason."""
+    """How a run ended, with the version and the reason: `promoted`, `refused` by the gate, `waiting` for a person
+    after the gate passed it, or `failed`."""
 
     status: str
     version: int | None = None
@@ -83,8 +84,7 @@ def execute(parameters: RunParameters, folder: Path) -> RunResult:
             outputs = pipeline(**parameters.to_json()).outputs
         except RuntimeError as error:   # kfp's own word for a failed task; the reason is in the step's log
             return RunResult(status="failed", reason=failure(folder) or str(error))
-    return RunResult(status="promoted" if outputs["promoted"] else "refused", version=int(outputs["version"]),
-                     reason=outputs["reason"])
+    return RunResult(status=outputs["status"], version=int(outputs["version"]), reason=outputs["reason"])
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 
 from redoubt.errors import InvalidInput, one_of
 from redoubt.names import SCHEMES, check_model_name, check_remote, is_torchvision
+from redoubt.promotion.policy import read_policy
 from redoubt.threat import NORMS, ThreatModel, load_threats, parse_epsilon
 
 ARCHITECTURES = ("compact-cnn", "strided-cnn", "preactresnet-18", "wideresnet-28-10")
@@ -49,6 +50,7 @@ class RunParameters:
         curve_n: test pictures behind each point of the report's curve over epsilon.
         suite: attacks of the report: quick, standard or full (docs/evaluation.md).
         fpr: the detector's chosen false-positive rate.
+        policy: the gate's policy as text (docs/promotion.md); empty takes the defaults.
     """
 
     dataset: str = "digits"
@@ -79,6 +81,7 @@ class RunParameters:
     curve_n: int = 1000
     suite: str = "quick"
     fpr: float = 0.01
+    policy: str = ""
 
     def __post_init__(self) -> None:
         if self.dataset.startswith(SCHEMES):
@@ -111,6 +114,7 @@ class RunParameters:
         check_model_name(self.model_name)
         if not 0 < self.fpr <= 0.2:
             raise InvalidInput(f"fpr must lie in (0, 0.2], not {self.fpr}")
+        read_policy(self.policy)
 
     def to_json(self) -> dict:
         return asdict(self)

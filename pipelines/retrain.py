@@ -48,11 +48,11 @@ def answer(request: dict, folder: Path) -> RunResult:
     threat, cause = ThreatModel(request["norm"], request["epsilon"]), str(request["campaign"])
     done = already_judged(registry, threat, cause)
     if done is not None:   # by a run that was killed before it could say so
-        return RunResult(status="promoted" if done.promoted else "refused", version=done.version, reason=done.reason)
+        return RunResult(status=done.status, version=done.version, reason=done.reason)
     bundle = registry.fetch(parent, folder / "parent")
     parameters = retraining(bundle.manifest, threat, parent=parent.number, cause=cause, fpr=chosen_fpr(bundle),
                             model_name=request["model_name"], tracking_uri=request["tracking_uri"],
-                            from_scratch=bool(request.get("from_scratch", False)))
+                            from_scratch=bool(request.get("from_scratch", False)), policy=request.get("policy", ""))
     write_json(folder / "parameters.json", parameters.to_json())
     return execute(parameters, folder)
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import getpass
-import json
 import shutil
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 from pipelines import local
 from pipelines.home import new_folder
 from pipelines.parameters import RunParameters
-from redoubt.errors import Refused
-from redoubt.registry import CHAMPION, Registry, Version
+from redoubt.promotion.page import robust_summary
+from redoubt.promotion.record import FAIL
+from redoubt.registry import Registry, Version
 
 REFUSED = 3   # exit code of a run whose version the gate refused
 console = Console()
@@ -43,13 +43,15 @@ def follow_run(parameters: RunParameters, home: Path) -> int:
                 progress.update(task, detail=epoch_line(row))
 
         result = local.follow(process, folder, event)
-    colour = {"promoted": "green", "refused": "yellow", "failed": "red"}[result.status]
+    colour = {"promoted": "green", "waiting": "cyan", "refused": "yellow", "failed": "red"}[result.status]
     which = f"version {result.version}, " if result.version else ""
-    console.print(f"[bold {colour}]{result.status}[/]: {which}{result.reason}", highlight=False)
+    console.print(f"[bold {colour}]{result.status}[/]: {which}{escape(result.reason)}", highlight=False)
+    if result.status == "waiting":
+        console.print(f"to make it champion: redoubt promote {parameters.model_name} {result.version}", highlight=False)
     console.print(f"log: {folder / 'run.log'}", highlight=False, soft_wrap=True)
     shutil.rmtree(folder / "artifacts", ignore_errors=True) if result.status != "failed" else None
     mistake = any(row.get("mistake") for row in local.read_progress(folder))
-    return {"promoted": 0, "refused": REFUSED, "failed": 2 if mistake else 1}[result.status]
+    return {"promoted": 0, "waiting": 0, "refused": REFUSED, "failed": 2 if mistake else 1}[result.status]
 
 
 def epoch_line(row: dict) -> str:
@@ -75,55 +77,42 @@ def versions_table(registry: Registry) -> None:
     header = ("version", "alias", "trained for", "clean", "under attack", "gate", "cause")
     table = Table(*header, title=registry.model_name)
     for version in versions:
-        decision = version.decision
         table.add_row(
             str(version.number), "\n".join(version.aliases), "\n".join(map(str, version.threats)) or "nothing",
             version.tags.get("clean_accuracy", ""), _robust(version),
-            "not judged" if decision is None else "passed" if decision["promoted"] else "refused",
+            version.standing,
             version.tags.get("cause", ""),
         )
     console.print(table)
 
 
 def _robust(version: Version) -> str:
-    figures = json.loads(version.tags.get("robust_accuracy", "{}"))
-    return "\n".join(f"{value:.4f} {attack.split()[0]}" for attack, value in figures.items())
+    return "\n".join(f"{value:.4f} {attack.split()[0]}" for attack, value in robust_summary(version.tags).items())
 
 
 def version_page(version: Version) -> None:
     """Print one version and the gate's decision on it."""
     console.print(f"[bold]{version.name} version {version.number}[/] {', '.join(version.aliases)}", highlight=False)
+    override = version.override or {}
     facts = version.tags | {
-        "threats": ", ".join(map(str, version.threats)) or "none",
-        "robust_accuracy": _robust(version).replace("\n", ", "),
-        "override": " by ".join(json.loads(version.tags.get("override", "{}")).values()),
+        "threats": ", ".join(map(str, version.threats)) or "none", "gate": version.standing,
+        "robust_accuracies": _robust(version).replace("\n", ", "),
+        "override": " by ".join(override[key] for key in ("reason", "by") if key in override),
     }
     for key, value in sorted(facts.items()):
-        if key not in ("decision", "promoted") and value:
-            console.print(f"  {key.replace('_', ' '):16} {value}", highlight=False, soft_wrap=True)
+        if key != "decision" and value:
+            console.print(f"  {key.replace('_', ' '):18} {escape(value)}", highlight=False, soft_wrap=True)
     decision = version.decision
     if decision is None:
         console.print("the gate has not judged it")
         return
-    table = Table("rule", "value", "limit", "verdict", title=f"gate, {decision['attack']}, n {decision['n']}")
+    against = f"champion version {decision['champion']}" if decision.get("champion") else "no champion"
+    table = Table("rule", "value", "limit", "verdict",
+                  title=f"gate, {decision['attack']}, n {decision['n']}, against {against}")
     for rule in decision["rules"]:
-        table.add_row(rule["rule"], rule["value"], rule["limit"], "pass" if rule["passed"] else "[red]FAIL[/]")
+        failed = rule["verdict"] == FAIL
+        table.add_row(*(escape(rule[key]) for key in ("rule", "value", "limit")),
+                      "[red]FAIL[/]" if failed else rule["verdict"])
     console.print(table)
 
 
-def promote_version(registry: Registry, number: str, override: str) -> None:
-    """Make a version champion.
-
-    Raises:
-        Refused: when the gate refused it, or never judged it, and no reason for an override is given.
-    """
-    version = registry.version(number)
-    decision = version.decision
-    if not (decision and decision["promoted"]):
-        if not override.strip():
-            why = decision["reason"] if decision else "the gate has not judged it"
-            raise Refused(f"version {number} may not become champion: {why}. "
-                               'To promote it all the same, give a reason: --override "..."')
-        registry.tag(version, override=json.dumps({"reason": override.strip(), "by": getpass.getuser()}))
-    registry.promote(version)
-    console.print(f"version {version.number} is {CHAMPION}")

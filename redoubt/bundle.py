@@ -4,12 +4,14 @@
     model.safetensors     weights, normalisation included
     detector.safetensors, detector.json    the version's own detector; absent until it is fitted
     report.json, report.html               absent until it is evaluated
+    manifest.sig                           signature of the manifest; absent unless a key was given
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from redoubt.errors import ArtifactError, RedoubtError
 from redoubt.models import Architecture, Classifier, build
+from redoubt.signing import SIGNATURE, verify
 from redoubt.threat import ThreatModel, dump_threats, load_threats
 
 MANIFEST = "manifest.json"
@@ -92,6 +95,7 @@ def write_bundle(folder: Path, model: Classifier, *, classes, threats, **card) -
 def seal(folder: Path, **card) -> Bundle:
     """Record the sha256 of every file that now lies in `folder`, and add `card` to the manifest."""
     manifest = json.loads((folder / MANIFEST).read_text()) | card
+    (folder / SIGNATURE).unlink(missing_ok=True)   # it was over another manifest
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
     manifest["files"] = {str(file.relative_to(folder)): _sha256(file) for file in files}
     temporary = folder / (MANIFEST + ".new")
@@ -100,11 +104,14 @@ def seal(folder: Path, **card) -> Bundle:
     return open_bundle(folder)
 
 
-def open_bundle(folder: Path | str) -> Bundle:
+def open_bundle(folder: Path | str, *, trusted: Sequence = ()) -> Bundle:
     """Open a model folder and verify every file in it.
 
+    Args:
+        trusted: public keys (`redoubt.signing.trusted_keys`); if there are any, one of them must have signed it.
+
     Raises:
-        ArtifactError: naming the file that is missing, altered or of an unknown format.
+        ArtifactError: naming the file that is missing, altered, of an unknown format or not signed.
     """
     folder = Path(folder)
     try:
@@ -114,6 +121,8 @@ def open_bundle(folder: Path | str) -> Bundle:
             raise ArtifactError(f"{folder}: format {manifest['format']} is unknown, this release reads {FORMAT}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{folder / MANIFEST} cannot be read ({error})") from None
+    if trusted:
+        verify(folder, MANIFEST, trusted)
     if WEIGHTS not in files:
         raise ArtifactError(f"{folder / MANIFEST} does not list {WEIGHTS}")
     for name, expected in files.items():

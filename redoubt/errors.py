@@ -19,6 +19,10 @@ class Refused(RedoubtError):
     exit_code = 3
 
 
+class Overtaken(RedoubtError):
+    """Another version became champion first; the message says which, and who made it so."""
+
+
 class ArtifactError(RedoubtError):
     """A model folder or a data folder is incomplete, altered or unreadable."""
 

@@ -1,7 +1,8 @@
 """The model registry: the only file that knows MLflow.
 
 A version is a bundle folder, logged as the artifacts of a run. Aliases say which one serves: `champion`, the
-`challenger` that a gate refused or has yet to judge, and the `previous_champion` that a rollback returns to.
+`challenger` that a gate refused or has yet to judge, and the `previous_champion` that a rollback returns to. How they
+change, one promotion at a time, lives in `redoubt.succession`.
 """
 
 from __future__ import annotations
@@ -9,59 +10,32 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from redoubt.bundle import Bundle, open_bundle
-from redoubt.errors import InvalidInput, RegistryError
+from redoubt.errors import InvalidInput, Refused, RegistryError
 from redoubt.names import check_model_name
-from redoubt.threat import ThreatModel, dump_threats, load_threats
+from redoubt.promotion.history import GATE, OVERRIDE, Transition, transition
+from redoubt.signing import trusted_keys
+from redoubt.succession import Succession
+from redoubt.threat import dump_threats
+from redoubt.version import ALIASES, CHALLENGER, CHAMPION, PREVIOUS, Version, check_version
 
-CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
+__all__ = ["CHALLENGER", "CHAMPION", "PREVIOUS", "Registry", "Version", "check_model_name"]
 _PREFIX = "redoubt."
 _ARTIFACTS = "bundle"
 _VERSION = "redoubt.version"   # on a run: the version that it became
 # MLflow by default retries an unreachable server for four minutes; whoever asks here would rather know.
 _ENVIRONMENT = {
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Version:
-    """One registered version.
-
-    Attributes:
-        number: as MLflow counts, from 1.
-        aliases: the aliases that point to it now.
-        tags: Redoubt's own tags, without their prefix; decision records and figures are among them.
-    """
-
-    name: str
-    number: int
-    run_id: str
-    source: str
-    created: datetime
-    aliases: tuple[str, ...] = ()
-    tags: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def threats(self) -> tuple[ThreatModel, ...]:
-        return load_threats(self.tags.get("threats", "[]"))
-
-    @property
-    def decision(self) -> dict | None:
-        """The gate's decision record, None before it judged."""
-        return json.loads(self.tags["decision"]) if "decision" in self.tags else None
 
 
 class Registry:
@@ -70,12 +44,15 @@ class Registry:
     Args:
         tracking_uri: `sqlite:////absolute/path/mlflow.db` or `http(s)://...`.
         model_name: the registered model's name.
+        trusted: public keys, one of which must have signed what is fetched; by default those in REDOUBT_TRUSTED_KEYS,
+            and with none no signature is asked for.
 
     Every method raises RegistryError when MLflow cannot be reached or refuses.
     """
 
-    def __init__(self, tracking_uri: str, model_name: str):
+    def __init__(self, tracking_uri: str, model_name: str, *, trusted: Sequence | None = None):
         check_model_name(model_name)
+        self.trusted = trusted_keys() if trusted is None else tuple(trusted)
         self.tracking_uri, self.model_name = tracking_uri, model_name
         self._connected = None
 
@@ -93,13 +70,17 @@ class Registry:
             return self._read(client, number[alias]) if alias in number else None
 
     def version(self, number: int | str) -> Version:
-        """One version by its number.
+        """One version by its number, or by one of the three aliases.
 
         Raises:
             InvalidInput: when it does not exist; the message lists those that do.
         """
-        if not re.fullmatch(r"[0-9]{1,9}", str(number)):
-            raise InvalidInput(f"a version is a whole number, not {number!r}")
+        if number in ALIASES:
+            found = self.by_alias(number)
+            if found is None:
+                raise InvalidInput(f"{self.model_name} has no {number}")
+            return found
+        check_version(str(number))
         found = {version.number: version for version in self.versions()}
         if int(number) not in found:
             have = ", ".join(map(str, sorted(found))) or "none"
@@ -124,7 +105,7 @@ class Registry:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as temporary:
             with self._mlflow(f"download version {version.number}") as client:
                 got = Path(client.download_artifacts(version.run_id, _ARTIFACTS, temporary))
-            open_bundle(got)
+            open_bundle(got, trusted=self.trusted)
             if folder.exists():
                 shutil.rmtree(folder)
             got.replace(folder)
@@ -155,11 +136,12 @@ class Registry:
             for key, value in parameters.items():
                 if key not in known:   # MLflow refuses to write one again, even when nothing would change
                     client.log_param(run_id, key, value)
+            for key, value in tags.items():   # MLflow searches runs by their own tags
+                client.set_tag(run_id, _PREFIX + key, str(value))
             for key, value in metrics.items():
                 if value == value and abs(value) != float("inf"):
                     client.log_metric(run_id, key, value)
-            if self._model(client) is None:
-                client.create_registered_model(self.model_name, description="Served and kept robust by Redoubt")
+            self._succession(client).prepare()
             source = f"{client.get_run(run_id).info.artifact_uri}/{_ARTIFACTS}"
             made = client.create_model_version(
                 self.model_name, source, run_id, tags={_PREFIX + key: str(value) for key, value in tags.items()}
@@ -260,44 +242,72 @@ class Registry:
     def tag(self, version: Version, **tags: str) -> None:
         """Set tags on a version; values become text."""
         with self._mlflow("set tags") as client:
-            for key, value in tags.items():
-                client.set_model_version_tag(self.model_name, str(version.number), _PREFIX + key, str(value))
+            self._tag(client, version.number, **tags)
 
-    def promote(self, version: Version, *, over: Version | str | None = "any") -> bool:
+    def describe(self, version: Version, markdown: str) -> None:
+        """Set the text that MLflow's page shows above a version's facts."""
+        with self._mlflow("describe a version") as client:
+            client.update_model_version(self.model_name, str(version.number), markdown)
+
+    def _tag(self, client, number: int, **tags: str) -> None:
+        for key, value in tags.items():
+            client.set_model_version_tag(self.model_name, str(number), _PREFIX + key, str(value))
+
+    def _succession(self, client) -> Succession:
+        return Succession(client, self.model_name, lambda: self._experiment(client))
+
+    def promote(
+        self, version: Version, *, over: Version | str | None = "any", override: str = "", by: str = "", why: str = "",
+    ) -> Transition | None:
         """Make `version` the champion; the champion until now becomes `previous_champion`.
 
         Args:
             over: the champion that the decision was made against (None: there was none). If another one has taken its
-                place since, nothing is changed. MLflow itself has no such condition, so a moment's race remains.
+                place since, nothing is changed.
+            override: the reason of a person who promotes it without a passing decision; it is recorded.
+            by, why: for the history; by default the user that runs this process, and the override or the decision.
 
         Returns:
-            Whether `version` is champion now.
-        """
-        with self._mlflow("set aliases") as client:
-            aliases = self._model(client).aliases
-            old = aliases.get(CHAMPION)
-            if str(old) == str(version.number):
-                return True
-            if over != "any" and str(old) != str(over.number if over else None):
-                return False
-            if old is not None:
-                client.set_registered_model_alias(self.model_name, PREVIOUS, old)
-            client.set_registered_model_alias(self.model_name, CHAMPION, str(version.number))
-            if str(aliases.get(CHALLENGER)) == str(version.number):
-                client.delete_registered_model_alias(self.model_name, CHALLENGER)
-            return True
-
-    def rollback(self) -> Version:
-        """Swap `champion` and `previous_champion`.
+            The change, as it stands in the history; None when it was champion already.
 
         Raises:
-            InvalidInput: when there is no previous champion.
+            Overtaken: when another promotion came first; it says which.
+            Refused: when neither a passing decision nor an override stands behind the version.
         """
-        back = self.by_alias(PREVIOUS)
-        if back is None:
-            raise InvalidInput(f"{self.model_name} has no previous_champion to roll back to")
-        self.promote(back)
-        return self.version(back.number)
+        with self._mlflow("set aliases") as client:
+            version = self._read(client, version.number)
+            if not version.sanctioned and not override:
+                why = (version.decision or {}).get("reason") or "the gate has not judged it"
+                raise Refused(f"version {version.number} may not become champion: {why}")
+            expected = over if over is None or over == "any" else over.number
+            change = transition(version.number, None, OVERRIDE if override or not version.passed else GATE, by=by,
+                                why=why or override or (version.override or version.decision or {}).get("reason", ""))
+            if override:
+                note = {"reason": override, "by": change.by, "at": change.at}
+                self._tag(client, version.number, override=json.dumps(note), gate="overridden")
+            return self._succession(client).take(change, expected)
+
+    def rollback(self, *, why: str = "") -> Version:
+        """Put the champion before this one back. A second call goes further back, never to a version that was rolled
+        back from or that the gate refused.
+
+        Raises:
+            InvalidInput: when there is none; it says which were passed over.
+            Overtaken: when the champion changed at the same time.
+        """
+        versions = {version.number: version for version in self.versions()}
+        with self._mlflow("roll back") as client:
+            if not versions:
+                raise InvalidInput(f"{self.model_name} has no version: there is nothing to roll back")
+            eligible = {number for number, version in versions.items()
+                        if version.sanctioned or version.decision is None}
+            back = self._succession(client).give_back(eligible, why=why)
+        return self.version(back.version)
+
+    def history(self) -> list[Transition]:
+        """Every change of champion that was made through Redoubt, the first one first."""
+        with self._mlflow("read the history") as client:
+            return [] if self._model(client) is None else self._succession(client).read()
 
     # -- MLflow -------------------------------------------------------------------------------------------------
 
@@ -306,6 +316,7 @@ class Registry:
         """A client; what MLflow raises becomes a RegistryError that says what was being done."""
         for key, value in _ENVIRONMENT.items():
             os.environ.setdefault(key, value)
+        os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"   # not for the environment to allow
         for name in ("alembic", "mlflow.store.db.utils"):
             logging.getLogger(name).setLevel(logging.WARNING)
         from mlflow import MlflowClient

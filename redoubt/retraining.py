@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 
 from redoubt.bundle import Bundle
+from redoubt.errors import Overtaken
 from redoubt.registry import Registry
 from redoubt.threat import ThreatModel, covers, dump_threats, load_threats
 
@@ -18,9 +19,14 @@ FEW = 5000   # training pictures below which fine-tuning is not worth it: from r
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the gate said of a version that answers a campaign: whether it is promoted, its number, the reason."""
+    """What the gate said of a version that answers a campaign.
 
-    promoted: bool
+    Attributes:
+        status: `promoted`, `waiting` (passed, for a person to promote) or `refused`.
+        version, reason: its number, and why.
+    """
+
+    status: str
     version: int
     reason: str
 
@@ -30,7 +36,7 @@ def run_parameters(manifest: dict, threat: ThreatModel, *, parent: int, cause: s
 
     Args:
         manifest: the parent version's manifest.
-        where: model_name, tracking_uri, fpr and whatever else is to differ from the parent's.
+        where: model_name, tracking_uri, fpr, the gate's policy and whatever else is to differ from the parent's.
     """
     parameters = dict(manifest["parameters"])
     if parameters["objective"] == "standard":
@@ -60,10 +66,12 @@ def already_judged(registry: Registry, threat: ThreatModel, cause: str) -> Answe
         decision = version.decision
         if not decision or version.tags.get("cause") != cause or not covers(version.threats, threat):
             continue
-        promoted, reason = decision["promoted"], decision["reason"]
-        if promoted:
+        status, reason = version.verdict, decision["reason"]
+        if status == "promoted":
             over = registry.version(decision["champion"]) if decision["champion"] else None
-            if not registry.promote(version, over=over):
-                promoted, reason = False, "the champion changed before the promotion was carried out"
-        return Answer(promoted=promoted, version=version.number, reason=reason)
+            try:
+                registry.promote(version, over=over, by="the gate")
+            except Overtaken as error:
+                status, reason = "refused", f"the champion changed before the promotion was carried out: {error}"
+        return Answer(status=status, version=version.number, reason=reason)
     return None

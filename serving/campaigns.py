@@ -19,7 +19,7 @@ from redoubt.detection import Decision, Strength, all_clear, decide
 from redoubt.threat import ThreatModel, covered_epsilon, covers
 from serving.model import LoadedModel
 from serving.problems import Problems
-from serving.records import UNFINISHED, Campaign, Ledger
+from serving.records import SETTLED, UNFINISHED, Campaign, Ledger, RetrainRequest
 from serving.settings import Settings
 
 log = logging.getLogger("redoubt.serving")
@@ -132,8 +132,10 @@ class Campaigns:
             return
         if request.state == "promoted" and request.version == self._loaded.version:
             self._close("answered", f"version {request.version} covers it")
-        elif request.state in ("refused", "failed") and self.current.outcome != "unanswered":
-            self._update(outcome="unanswered", reason=request.reason)
+        elif request.state in (*SETTLED, "failed"):
+            self._problems.note("campaign", f"{self.current.id} is unanswered: {self._what_to_do(request)}")
+            if self.current.outcome != "unanswered":
+                self._update(outcome="unanswered", reason=request.reason)
         elif request.state == "promoted" and self._came_to_nothing():
             fault = (
                 f"version {request.version} was promoted for it and did not become the champion within "
@@ -142,6 +144,16 @@ class Campaigns:
             self._problems.note("campaign", f"{self.current.id}: {fault}")
             if self.current.outcome != "unanswered":
                 self._update(outcome="unanswered", reason=fault)
+
+    def _what_to_do(self, request: RetrainRequest) -> str:
+        """A request that did not bring a champion, in words for the people who have to know."""
+        promote = f"`redoubt promote {request.model_name} {request.version}"
+        if request.state == "waiting":
+            return f"version {request.version} passed the gate and waits for a person: {promote}` makes it champion"
+        if request.state == "refused":
+            return (f"the gate refused version {request.version}, which stays challenger: {request.reason}. {promote} "
+                    '--override "reason"` takes it all the same; no other run is started unless the strength rises')
+        return f"its retraining run failed for good: {request.reason}"
 
     def _came_to_nothing(self) -> bool:
         return self._request.came_to_nothing(time.time(), self._arrival)

@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -40,13 +40,19 @@ class ChampionFollower:
     Args:
         folder: where fetched versions lie, one folder each: the current, the previous and those being fetched.
         on_model: called with each model right after the swap to it.
+        require_decision: serve only what the gate passed or a person promoted with an override. An alias that was set
+            by hand, in MLflow's page, is then followed only to such a version.
+        trusted: public keys, one of which must have signed what is served; with none no signature is asked for.
     """
 
     def __init__(
         self, registry: Champions, engine: Engine, problems: Problems, *, folder: Path, poll_seconds: float,
-        on_model: Callable[[LoadedModel], None],
+        on_model: Callable[[LoadedModel], None], require_decision: bool = True,
+        trusted: Sequence = (),
     ):
-        self._registry, self._engine, self._problems = registry, engine, problems
+        self._registry, self._engine, self._problems, self._require_decision = (
+            registry, engine, problems, require_decision)
+        self._trusted = trusted
         self._folder, self._poll_seconds, self._on_model = folder, poll_seconds, on_model
         self._refused: tuple[str, float, float] | None = None   # key, when to try again, the wait after that
         self._rejected: tuple[str, str] | None = None   # key, why
@@ -106,6 +112,10 @@ class ChampionFollower:
         if current is not None and current.key == key:
             self._refused = None
             self._problems.clear("champion")
+        elif self._require_decision and not champion.sanctioned:
+            if current is None:
+                self._load_remembered(began, but=key)
+            self._problems.note("champion", self._unsanctioned(champion))
         elif self._refused is None or self._refused[0] != key or time.monotonic() >= self._refused[1]:
             self._take_over(champion, key, began)
 
@@ -135,16 +145,27 @@ class ChampionFollower:
     def _bundle(self, champion: Version, key: str) -> Bundle:
         folder = self._folder / key
         try:
-            return open_bundle(folder)
+            return open_bundle(folder, trusted=self._trusted)
         except ArtifactError:
             return self._registry.fetch(champion, folder)
 
-    def _load_remembered(self, began: float) -> None:
-        """Without a registry, start with the champion that served last."""
+    def _unsanctioned(self, champion: Version) -> str:
+        """Why a version is not served though the alias names it, and what to do."""
+        record, current = champion.decision, self._engine.current
+        why = f"the gate refused it ({record['reason']})" if record else "the gate has not judged it"
+        stays = f"version {current.version} goes on" if current else "nothing is served"
+        return (f"the alias champion names version {champion.number}, but {why}; {stays}. `redoubt promote "
+                f"{champion.name} {champion.number}` judges and promotes it, with --override \"reason\" against the "
+                f"gate; REDOUBT_REQUIRE_DECISION=false follows the alias as it is")
+
+    def _load_remembered(self, began: float, but: str = "") -> None:
+        """Without a registry, or a champion to follow, start with the one that served last, unless it is `but`."""
         try:
             remembered = self._remembered()
             version, run_id = remembered["version"], remembered["run_id"]
-            bundle = open_bundle(self._folder / version_key(version, run_id))
+            if version_key(version, run_id) == but:
+                return
+            bundle = open_bundle(self._folder / version_key(version, run_id), trusted=self._trusted)
             loaded = self._engine.load(bundle, version, run_id)
         except (KeyError, TypeError, OSError, RedoubtError):
             return

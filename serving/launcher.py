@@ -21,7 +21,7 @@ log = logging.getLogger("redoubt.serving")
 
 REQUEST, RESULT, PROGRESS, LOCK, LOG = "request.json", "result.json", "progress.jsonl", "lock", "run.log"
 LEFTOVERS = ("parent", "artifacts")   # folders that a run works in and nobody reads afterwards
-STATUSES = ("promoted", "refused", "failed")
+STATUSES = ("promoted", "refused", "waiting", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Result:
     """How one run ended.
 
     Attributes:
-        status: `promoted`, `refused` (by the gate) or `failed`.
+        status: `promoted`, `refused` (by the gate), `waiting` (passed by the gate, for a person) or `failed`.
         version: the version that it registered, if any.
         reason: in words.
     """

@@ -12,6 +12,7 @@ from redoubt.threat import ThreatModel
 
 DAY = 24 * 3600.0
 UNFINISHED = ("pending", "running")
+SETTLED = ("refused", "waiting")   # the gate has spoken: the same request again would bring nothing new
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class RetrainRequest:
 
     Attributes:
         round: 0, or how many of the campaign's requests came to nothing before this one.
-        state: `pending`, `running`, `promoted`, `refused` or `failed`.
+        state: `pending`, `running`, `promoted`, `refused`, `waiting` (passed by the gate, for a person) or `failed`.
         attempts: runs that were started and failed.
         next_attempt_at: unix seconds before which a pending request waits.
     """
@@ -148,11 +149,15 @@ def forbidden(
 ) -> str:
     """Why no request may be written now; empty if one may."""
     own = [past for past in earlier if past.campaign == campaign.id]
-    refused = [past for past in own if past.state == "refused"]
     if not all(past.came_to_nothing(now, arrival) for past in own):
         return "this campaign already has its retraining request"
-    if any(past.norm == threat.norm and past.epsilon >= threat.epsilon for past in refused):
-        return f"the gate refused {threat} for this campaign, and its strength has not risen since"
+    settled = [
+        past for past in earlier if past.state in SETTLED and past.norm == threat.norm
+        and past.epsilon >= threat.epsilon
+        and (past.campaign == campaign.id or past.parent_version == campaign.model_version)
+    ]
+    if settled:   # the same parent, data and seed would give the same version again
+        return f"{_settled(settled[-1], threat)}, and its strength has not risen since"
     if any(past.state in UNFINISHED for past in earlier):
         return "another retraining run is not finished yet"
     wait = max((past.finished_at for past in earlier), default=-cool_down) + cool_down - now
@@ -161,6 +166,13 @@ def forbidden(
     if sum(past.created_at > now - DAY for past in earlier) >= budget:
         return f"the daily budget of {budget} retraining runs is spent"
     return ""
+
+
+def _settled(past: RetrainRequest, threat: ThreatModel) -> str:
+    if past.state == "waiting":
+        return f"version {past.version} answers {threat} and waits for a person to promote it"
+    whose = f", version {past.version}," if past.version else ""
+    return f"the gate refused{whose} what was trained for {threat} and version {past.parent_version}"
 
 
 def new_id(kind: str) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from redoubt.promotion.policy import load_policy
 from serving.launcher import Launcher, Result, tidy, write_request
 from serving.problems import Problems
 from serving.records import Ledger, LedgerUnavailable, RetrainRequest
@@ -36,6 +37,7 @@ class Retrainer:
         self._settings, self._ledger, self._launcher, self._problems = settings, ledger, launcher, problems
         self._on_finished, self._leads, self._held, self._tell = on_finished, leads, held, tell
         self._interrupt = threading.Event()   # set to stop following a run, by the end of this server or of its term
+        self._policy = load_policy(settings.gate_policy).text() if settings.gate_policy else ""
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name="retrainer", daemon=True)
 
@@ -104,6 +106,7 @@ class Retrainer:
             "tracking_uri": settings.tracking_uri, "home": str(settings.home), "norm": request.norm,
             "epsilon": request.epsilon, "parent_version": request.parent_version,
             "from_scratch": settings.retrain_from_scratch,
+            "policy": self._policy,
         })
         word = "RetrainStarted" if request.state == "pending" else "RetrainResumed"
         request = self._ledger.update_request(request, state="running")
@@ -152,7 +155,7 @@ class Retrainer:
 
     def _announce(self, request: RetrainRequest, result: Result) -> None:
         last = request.attempts + 1 >= self._settings.retrain_attempts
-        word = {"promoted": "RetrainPromoted", "refused": "RetrainRefused"}.get(
+        word = {"promoted": "RetrainPromoted", "refused": "RetrainRefused", "waiting": "RetrainWaits"}.get(
             result.status, "RetrainGivenUp" if last else "RetrainFailed")
         made = f", version {result.version}" if result.version else ""
         self._tell(word, f"{request.id} for {request.campaign}{made}: {result.reason}", result.status != "promoted")

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from redoubt.cluster.kubernetes import Kubernetes
 from redoubt.errors import RedoubtError
 from redoubt.registry import Registry
+from redoubt.signing import trusted_keys
 from serving.champion import ChampionFollower, Champions
 from serving.cluster.replica import join, kfp_launcher
 from serving.cluster.watch import SharedWatch
@@ -79,7 +80,8 @@ class Server:
         self._watchers()
         self.watch = self._watch()
         self.engine = Engine(settings, self.problems, self._observe, self._convicted)
-        registry = registry or Registry(settings.tracking_uri, settings.model_name)
+        trusted = trusted_keys(settings.trusted_keys)
+        registry = registry or Registry(settings.tracking_uri, settings.model_name, trusted=trusted)
         self.shadow = Shadow(
             registry, self.engine, self.problems, folder=settings.home / "challenger" / settings.model_name,
             share=settings.shadow_share, poll_seconds=settings.poll_seconds,
@@ -87,7 +89,7 @@ class Server:
         self.champion = ChampionFollower(
             registry, self.engine, self.problems,
             folder=settings.home / "models" / settings.model_name, poll_seconds=settings.poll_seconds,
-            on_model=self._on_model,
+            on_model=self._on_model, require_decision=settings.require_decision, trusted=trusted,
         )
         self.operations = Operations(settings, registry, self.champion.wake)
         self.retrainer = Retrainer(
@@ -268,7 +270,7 @@ class Server:
         for kind, row in events:
             if kind == "campaign.closed":
                 self.metrics.campaigns.labels(row["outcome"] or "none").inc()
-            elif kind in ("retrain.promoted", "retrain.refused", "retrain.failed"):
+            elif kind in ("retrain.promoted", "retrain.waiting", "retrain.refused", "retrain.failed"):
                 self.metrics.retrains.labels(row["state"]).inc()
             if self.webhook is not None and self._leads():   # one of the replicas tells it
                 self.webhook.send(kind, row)

@@ -15,6 +15,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from redoubt.detection.matching import CEILING, FLOOR, MINIMUM, RATIO
 from redoubt.errors import InvalidInput
 from redoubt.names import check_model_name
+from redoubt.promotion.policy import load_policy
+from redoubt.signing import trusted_keys as load_trusted_keys
 from redoubt.threat import ThreatModel
 
 
@@ -35,7 +37,15 @@ class Settings(BaseSettings):
     tracking_uri: str = Field(
         "", description="MLflow's address; empty means MLFLOW_TRACKING_URI, or else sqlite in HOME/mlflow.db"
     )
+    trusted_keys: list[Path] = Field(
+        default_factory=list, description="Public keys (a JSON list of files), one of which must have signed what is "
+        "served; empty asks for no signature"
+    )
     poll_seconds: float = Field(5.0, gt=0, le=3600, description="Seconds between two looks at the champion alias")
+    require_decision: bool = Field(
+        True, description="Follow the champion alias only to a version that the gate passed or that a person promoted "
+        "with an override; false follows it anywhere"
+    )
 
     # -- HTTP
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on")
@@ -156,6 +166,9 @@ class Settings(BaseSettings):
     epsilon_ratio: float = Field(RATIO, gt=1, le=1.1, description="Ratio between neighbours on the grid of epsilons")
 
     # -- retraining
+    gate_policy: Path | None = Field(
+        None, description="The gate's policy for retraining runs, a YAML file; empty means the defaults"
+    )
     retrain: bool = Field(True, description="False is a dry run: campaigns are judged, no run is started")
     retrain_command: list[str] = Field(
         default_factory=lambda: [sys.executable, "-m", "pipelines.retrain"], min_length=1,
@@ -246,6 +259,8 @@ class Settings(BaseSettings):
         ):
             raise ValueError("a run claims its campaign by a Lease: REDOUBT_LEDGER=kubernetes and REDOUBT_LAUNCHER=kfp "
                              "go together, unless REDOUBT_RETRAIN=false")
+        load_policy(self.gate_policy)
+        load_trusted_keys(self.trusted_keys)
         object.__setattr__(self, "home", self.home.expanduser().absolute())
         if not self.tracking_uri:
             chosen = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home / 'mlflow.db'}"

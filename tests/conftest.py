@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from redoubt.data import Prepared, load_source, prepare
+from redoubt.detection import FitConfig, fit
 from redoubt.models import Architecture, Classifier, build
 from redoubt.threat import ThreatModel
 from redoubt.training import TrainConfig, train
@@ -62,3 +63,15 @@ def digits_model(train_digits) -> Classifier:
 def robust_digits_model(train_digits) -> Classifier:
     """A digits model trained with PGD at Linf 0.1, in eval mode. Do not alter it: copy it first."""
     return train_digits("pgd", (ThreatModel("Linf", 0.1),), epochs=20, learning_rate=5e-3)
+
+
+@pytest.fixture(scope="session")
+def detector_folder(digits: Prepared, digits_model, tmp_path_factory) -> Path:
+    """The real detector of the undefended digits model, saved; rehearsed on less than usual, to be quick."""
+    folder = tmp_path_factory.mktemp("detector")
+    detector = fit(
+        digits_model, digits.tensors("detector_fit"), digits.tensors("calibration"), levels=16, seed=0,
+        config=FitConfig(blocks=96, strength_steps=150),
+    )
+    detector.save(folder)
+    return folder

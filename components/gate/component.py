@@ -11,19 +11,18 @@ from components.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def gate(
     data: Input[Dataset], decision: Output[Markdown], model_name: str, tracking_uri: str, version: int,
-    objective: str, norm: str, epsilon: float, seed: int,
-) -> NamedTuple("Outputs", [("promoted", bool), ("reason", str)]):
-    """Judge the challenger against the champion, and promote it if every rule passes."""
+    objective: str, norm: str, epsilon: float, seed: int, policy: str,
+) -> NamedTuple("Outputs", [("promoted", bool), ("status", str), ("reason", str)]):
+    """Judge the challenger against the champion, and promote it if every rule passes and the policy says so."""
     from collections import namedtuple
     from pathlib import Path
 
     from components.context import step
     from components.gate.step import run
+    from redoubt.promotion.record import table
 
     with step("gate"):
         verdict = run(Path(data.path), model_name=model_name, tracking_uri=tracking_uri, version=version,
-                      objective=objective, norm=norm, epsilon=epsilon, seed=seed)
-    lines = ["| rule | value | limit | verdict |", "|---|---|---|---|"]
-    lines += [f"| {r.rule} | {r.value} | {r.limit} | {'pass' if r.passed else 'FAIL'} |" for r in verdict.rules]
-    Path(decision.path).write_text("\n".join(lines))
-    return namedtuple("Outputs", ["promoted", "reason"])(verdict.promoted, verdict.reason)
+                      objective=objective, norm=norm, epsilon=epsilon, seed=seed, policy=policy)
+    Path(decision.path).write_text(f"**{verdict.status}**: {verdict.reason}\n\n{table(verdict.to_json()['rules'])}\n")
+    return namedtuple("Outputs", ["promoted", "status", "reason"])(verdict.promoted, verdict.status, verdict.reason)

@@ -1,104 +1,143 @@
-"""Measure champion and challenger on the gate split, judge, and promote or refuse."""
+"""Measure champion and challenger on the gate split, judge, and promote, refuse or wait. The record is kept."""
 
 from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-
+from components.gate.measure import STEPS, measure, takes
 from redoubt.bundle import Bundle
-from redoubt.compute import device, settle_threads
 from redoubt.data import Prepared
 from redoubt.detection import Detector
-from redoubt.errors import RegistryError
-from redoubt.evaluation.accuracy import correct, withstands_pgd
-from redoubt.promotion import GateDecision, Measured, Policy, Rule, judge
+from redoubt.errors import ArtifactError, Overtaken
+from redoubt.promotion.checks import sanity_rules
+from redoubt.promotion.gate import judge
+from redoubt.promotion.page import describe
+from redoubt.promotion.policy import Policy, read_policy
+from redoubt.promotion.record import GateDecision, Rule, rule
 from redoubt.registry import Registry, Version
 from redoubt.threat import ThreatModel
 
 ROUNDS = 3   # a champion that changes while the gate measures is measured against again
+LOWERED = "deescalation"   # the cause of a run that was asked to cover less than the champion
+_ATTACK = f"PGD-{STEPS}"
 
 
 def run(
     data: Path, *, model_name: str, tracking_uri: str, version: int, objective: str, norm: str, epsilon: float,
-    seed: int = 0, policy: Policy | None = None,
+    seed: int = 0, policy: str | Policy = "", promote: bool = True,
 ) -> GateDecision:
-    """Judge `version` against the champion; promote it if every rule passes. The record is stored with the version.
+    """Judge `version` against the champion and do what the policy says. The record is stored with the version.
 
     Args:
         objective, norm, epsilon: what the run was asked for; with `standard` no threat model is requested.
+        policy: a policy, or its text; empty takes the defaults.
+        promote: False only judges, and stores the record.
+
+    Raises:
+        Overtaken: when the champion changes faster than it can be measured against.
     """
+    policy = read_policy(policy) if isinstance(policy, str) else policy
     registry, prepared = Registry(tracking_uri, model_name), Prepared.open(data)
-    challenger = registry.version(version)
-    asked = None if objective == "standard" else ThreatModel(norm, epsilon)
-    requested = next((threat for threat in challenger.threats if asked and threat.norm == asked.norm), asked)
-    for _ in range(ROUNDS):
+    challenger, asked = registry.version(version), ThreatModel(norm, epsilon)
+    for turn in range(ROUNDS):
         champion = registry.champion()
-        decision = compare(registry, challenger, champion, prepared, requested, seed=seed, policy=policy)
-        record = decision.to_json() | {"champion": champion.number if champion else None, "seed": seed}
-        registry.tag(challenger, decision=json.dumps(record), promoted=str(decision.promoted).lower())
-        if not decision.promoted or registry.promote(challenger, over=champion):
+        if champion is not None and champion.number == challenger.number and challenger.passed:
+            return GateDecision.from_json(challenger.decision, promoted=True)   # the step ran before and was ended
+        decision = compare(registry, challenger, champion, prepared, asked, clean_run=objective == "standard",
+                           seed=seed, policy=policy)
+        decision = replace(decision, waiting=decision.passed and policy.promotion == "ask")
+        if not decision.passed or decision.waiting or not promote:
+            keep(registry, challenger, champion, decision, policy, seed)
             return decision
-    raise RegistryError(f"the champion of {model_name} changed {ROUNDS} times while version {version} was judged")
+        # The record must stand before the alias does: serving follows no version without one.
+        keep(registry, challenger, champion, replace(decision, promoted=True), policy, seed)
+        try:
+            registry.promote(challenger, over=champion, by="the gate")
+            return replace(decision, promoted=True)
+        except Overtaken:
+            if turn == ROUNDS - 1:
+                keep(registry, challenger, champion, decision, policy, seed)
+                raise
+    raise AssertionError("unreachable")
+
+
+def keep(
+    registry: Registry, challenger: Version, champion: Version | None, decision: GateDecision, policy: Policy, seed: int
+) -> None:
+    """Store the record with the version: as tags for programs and as a text for MLflow's page."""
+    record = decision.to_json() | {
+        "champion": champion.number if champion else None, "seed": seed, "policy": json.loads(policy.text()),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    words = "waiting for a person" if decision.waiting else "promoted" if decision.promoted else (
+        "passed" if decision.passed else "refused")
+    registry.tag(challenger, decision=json.dumps(record), gate=words)
+    registry.describe(challenger, describe(registry.version(challenger.number)))
 
 
 def compare(
-    registry: Registry, challenger: Version, champion: Version | None, prepared: Prepared,
-    requested: ThreatModel | None, *, seed: int, policy: Policy | None,
+    registry: Registry, challenger: Version, champion: Version | None, prepared: Prepared, asked: ThreatModel, *,
+    clean_run: bool, seed: int, policy: Policy,
 ) -> GateDecision:
-    """Measure both on the gate split, on every threat model that either was trained for, and judge.
+    """Fetch both, measure them on every threat model that either was trained for, and judge.
 
     A champion of other data is refused as a measure: its training pictures may be among the gate's.
     """
+    requested = None if clean_run else next((t for t in challenger.threats if t.norm == asked.norm), asked)
+    lowered = challenger.tags.get("cause") == LOWERED and champion is not None
     with tempfile.TemporaryDirectory() as folder:
-        bundles = [registry.fetch(which, Path(folder) / str(which.number)) if which else None
-                   for which in (challenger, champion)]
+        rules, bundles = [], []
+        for who, which in (("", challenger), ("the champion's ", champion)):
+            line, bundle = artifacts(registry, which, Path(folder), who) if which else (None, None)
+            rules += [line] * bool(line and (line.failed or not who))
+            bundles.append(bundle)
+        if not any(line.failed for line in rules) and bundles[1] is not None:
+            rules += incomparable(*bundles, prepared)
+        if any(line.failed for line in rules):
+            return GateDecision(rules=(*rules, _not_measured()), n=0, attack=_ATTACK)
         fpr = Detector.load(bundles[0].folder, bundles[0].model()).settings.fpr if bundles[0].has_detector else 0.01
-        if bundles[1] is not None and (why := incomparable(bundles[0], bundles[1], prepared)):
-            return GateDecision(promoted=False, rules=(why,), n=0, attack="none")
         threats = tuple(sorted({*challenger.threats, *(champion.threats if champion else ())}))
-        measured = [bundle and measure(bundle, prepared, threats, seed=seed) for bundle in bundles]
-    return judge(measured[0], measured[1], requested, fpr=fpr, policy=policy)
+        measured = [measure(bundles[0], prepared, threats, seed=seed, tried=requested or asked),
+                    bundles[1] and measure(bundles[1], prepared, threats, seed=seed)]
+        sane = sanity_rules(_report(bundles[0]), policy)
+    found = judge(*measured, requested, attack=_ATTACK, fpr=fpr, policy=policy, lowered=lowered)
+    return replace(found, rules=(*rules, *found.rules, *sane))
 
 
-def incomparable(challenger: Bundle, champion: Bundle, prepared: Prepared) -> Rule | None:
-    """The rule that keeps two versions from being compared on this data; None when they can be."""
+def artifacts(registry: Registry, version: Version, folder: Path, whose: str) -> tuple[Rule, Bundle | None]:
+    """Fetch a version and verify its files."""
+    name = f"{whose}artifacts, sha256 of each file" + ", and signature" * bool(registry.trusted)
+    try:
+        bundle = registry.fetch(version, folder / str(version.number))
+    except ArtifactError as error:
+        return rule(name, str(error).replace(str(folder), ""), "as in the manifest", False), None
+    return rule(name, f"{len(bundle.manifest['files'])} files", "as in the manifest", True), bundle
+
+
+def incomparable(challenger: Bundle, champion: Bundle, prepared: Prepared) -> list[Rule]:
+    """The rules that keep two versions from being compared on this data; empty when they can be."""
+    rules = []
     if takes(challenger) != takes(champion):
-        return Rule(rule="inputs and classes", value=takes(challenger), limit=f"the champion's, {takes(champion)}: "
-                    "serve another kind of picture under another model name", passed=False)
-    theirs = champion.manifest["data"]["checksum"]
-    if theirs != prepared.checksum:
+        rules.append(rule("inputs and classes", takes(challenger), f"the champion's, {takes(champion)}: serve another "
+                          "kind of picture under another model name", False))
+    theirs = champion.manifest.get("data", {}).get("checksum", "")
+    if theirs != prepared.checksum and not rules:
         why = ("on other data its training pictures may be among the gate's. Use the same data and split seed, "
                "another model name, or promote with an override")
-        return Rule(rule="data and split", value=prepared.checksum[:12], limit=f"the champion's, {theirs[:12]}: {why}",
-                    passed=False)
-    return None
+        rules.append(rule("data and split", prepared.checksum[:12], f"the champion's, {theirs[:12]}: {why}", False))
+    return rules
 
 
-def takes(bundle: Bundle) -> str:
-    """What a version takes and answers with, in words."""
-    return f"{'x'.join(map(str, bundle.architecture.input_shape))} pixels, {len(bundle.classes)} classes: " + ", ".join(
-        bundle.classes)
+def _not_measured() -> Rule:
+    return rule("accuracy, classes, detector", "not measured", "what stands above", None)
 
 
-def measure(bundle: Bundle, prepared: Prepared, threats: tuple[ThreatModel, ...], *, seed: int) -> Measured:
-    """Correctness of one bundle on the gate split, clean and under PGD-20 for each threat model."""
-    settle_threads(bundle.architecture.size)
-    where = device()
-    model = bundle.model(where)
-    x, y = (part.to(where) for part in prepared.tensors("gate"))
-    clean = correct(model, x, y)
-    attacked = {}
-    for threat in threats:
-        generator = torch.Generator(device=where).manual_seed(seed)
-        attacked[threat] = withstands_pgd(model, x, y, threat, steps=20, generator=generator)
-    labels = y.cpu()
-    recall = torch.tensor([float(clean[labels == label].float().mean()) for label in labels.unique()])
-    false_positives = None
-    if bundle.has_detector:
-        detector = Detector.load(bundle.folder, bundle.model())
-        false_positives = float(detector.assess(x.cpu()).is_adversarial.float().mean())
-    return Measured(clean=clean, attacked=attacked, recall=recall, trained_for=bundle.threats, takes=takes(bundle),
-                    false_positives=false_positives)
+def _report(bundle: Bundle) -> dict | None:
+    try:
+        return json.loads((bundle.folder / "report.json").read_text())
+    except (OSError, ValueError):
+        return None

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from components.register.page import card, datasets, page_title, save_figures, strength_points
-from redoubt.bundle import Bundle, open_bundle, seal
+from redoubt.bundle import MANIFEST, Bundle, open_bundle, seal
+from redoubt.promotion.page import describe
 from redoubt.registry import Registry, Version
 from redoubt.report import robustness_report
 from redoubt.report.facts import metric_values
+from redoubt.signing import SIGNING_KEY, sign
 from redoubt.tracking import figures
 
 PAGE = "report.html"
@@ -32,29 +35,48 @@ def run(
     registry = Registry(tracking_uri, model_name)
     report = json.loads((evaluation / "report.json").read_text())
     metrics = metric_values(report) | {"train_seconds": bundle.manifest["training"]["seconds"]}
-    tags = {
-        "objective": bundle.manifest["objective"], "cause": cause, "dataset": bundle.manifest["data"]["dataset"],
-        "suite": str(report.get("suite", "quick")),
-        "data_checksum": bundle.manifest["data"]["checksum"], "clean_accuracy": f"{report['clean_accuracy']:.4f}",
-        "robust_accuracy": json.dumps({f"{r['label']} {r['norm']} {r['epsilon']:.4g}": round(r["accuracy"], 4)
-                                       for r in report["robust"]}),
-    }
-    training = bundle.manifest["training"]
-    tags |= {"epochs": training["epochs"], "warm_start": str(training["warm_start"]).lower()}
-    if training["start"]:
-        tags["start_version"] = training["start"]["version"] or training["start"]["weights_sha256"]
-    if training["start_given_up"]:
-        tags["start_given_up"] = training["start_given_up"][:500]
-    if parent:
-        tags["parent_version"] = str(parent)
-    version = registry.register(bundle, metrics=metrics, parameters=bundle.manifest["parameters"], tags=tags,
-                                run_ids=(training.get("run_id", ""), run_id))
+    version = registry.register(
+        bundle, metrics=metrics, parameters=bundle.manifest["parameters"],
+        tags=facts(bundle, report, cause, parent) | training_facts(bundle.manifest["training"]),
+        run_ids=(bundle.manifest["training"].get("run_id", ""), run_id),
+    )
+    registry.describe(version, describe(version))
     with tempfile.TemporaryDirectory() as scratch:
         registry.record(version, folder=save_figures(Path(scratch), report), at="figures",
                         datasets=datasets(bundle, report))
     if version.run_id != training.get("run_id"):   # training's figures did not get there while it went on
         registry.log_rows(version.run_id, [figures(row) for row in training["history"]])
     return version
+
+
+def training_facts(training: dict) -> dict[str, str]:
+    """How the version was trained, as tags: for how long, and what its weights began with."""
+    tags = {"epochs": str(training["epochs"]), "warm_start": str(training["warm_start"]).lower()}
+    if training["start"]:
+        tags["start_version"] = str(training["start"]["version"] or training["start"]["weights_sha256"])
+    if training["start_given_up"]:
+        tags["start_given_up"] = training["start_given_up"][:500]
+    return tags
+
+
+def facts(bundle: Bundle, report: dict, cause: str, parent: int) -> dict[str, str]:
+    """What versions are searched for, as tags. `epsilon` and `norm` are those that the run was asked for; accuracy
+    under attack is that on the threat model asked for, every other one stands in `robust_accuracies`."""
+    manifest, asked = bundle.manifest, bundle.manifest["parameters"]
+    threat = next((threat for threat in bundle.threats if threat.norm == asked.get("norm")), None)
+    tags = {
+        "objective": manifest["objective"], "cause": cause, "dataset": manifest["data"]["dataset"],
+        "architecture": bundle.architecture.name, "data_checksum": manifest["data"]["checksum"],
+        "epsilon": f"{threat.epsilon:.4g}" if threat else "0", "norm": threat.norm if threat else "none",
+        "suite": str(report.get("suite", "quick")), "clean_accuracy": f"{report['clean_accuracy']:.4f}",
+        "robust_accuracies": json.dumps({f"{r['label']} {r['norm']} {r['epsilon']:.4g}": round(r["accuracy"], 4)
+                                         for r in report["robust"]}),
+    }
+    under = [r["accuracy"] for r in report["robust"] if threat and (r["norm"], r["epsilon"]) == (
+        threat.norm, threat.epsilon)] or [r["accuracy"] for r in report["robust"]]
+    if under:
+        tags["robust_accuracy"] = f"{min(under):.4f}"
+    return tags | ({"parent_version": str(parent)} if parent else {})
 
 
 def assemble(model: Path, evaluation: Path, detector: Path, out: Path) -> Bundle:
@@ -67,4 +89,7 @@ def assemble(model: Path, evaluation: Path, detector: Path, out: Path) -> Bundle
     shown = json.loads((evaluation / "examples.json").read_text())
     robustness_report(out / PAGE, title=page_title(bundle), report=report, examples=shown, card=card(bundle),
                       strength=strength_points(detector))
-    return seal(out)
+    sealed = seal(out)
+    if os.environ.get(SIGNING_KEY):
+        sign(out, MANIFEST, os.environ[SIGNING_KEY])
+    return sealed

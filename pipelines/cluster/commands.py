@@ -68,12 +68,13 @@ def _training(command: Callable, run: Callable) -> Callable:
 
 def _parameters(training: dict, tracking_uri: str):
     """What is asked for, checked."""
+    from pipelines.options import policy_text
     from pipelines.parameters import RunParameters
 
     if training.get("start") and not training["start"].startswith("models:/"):
         raise InvalidInput(f"--start {training['start']}: a pod does not see this machine's folders; give "
                            "models:/NAME/VERSION")
-    return RunParameters(**training, tracking_uri=tracking_uri)
+    return RunParameters(**training | {"policy": policy_text(training["policy"])}, tracking_uri=tracking_uri)
 
 
 def compile_pipeline(

@@ -12,7 +12,7 @@ from pipelines.drill.options import DrillOptions
 from redoubt.attacks import fgsm
 from redoubt.data import Prepared
 from redoubt.evaluation.accuracy import correct, withstands_pgd
-from redoubt.promotion import paired_p
+from redoubt.promotion.paired import paired_p
 
 ORACLE_SHARE = 0.97
 ENOUGH = 5000   # test pictures from which on sampling error is no excuse

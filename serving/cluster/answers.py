@@ -39,7 +39,7 @@ class RegistryAnswers:
             return run_parameters(
                 bundle.manifest, _threat(request), parent=parent.number, cause=str(request["campaign"]),
                 fpr=chosen_fpr(bundle), model_name=request["model_name"], tracking_uri=self._theirs,
-                from_scratch=bool(request.get("from_scratch", False)),
+                from_scratch=bool(request.get("from_scratch", False)), policy=request.get("policy", ""),
             )
 
     def judged(self, request: dict) -> Result | None:
@@ -48,7 +48,7 @@ class RegistryAnswers:
         done = already_judged(registry, _threat(request), str(request["campaign"]))
         if done is None:
             return None
-        return Result(status="promoted" if done.promoted else "refused", version=str(done.version), reason=done.reason)
+        return Result(status=done.status, version=str(done.version), reason=done.reason)
 
 
 def _threat(request: dict) -> ThreatModel:

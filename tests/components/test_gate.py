@@ -6,9 +6,10 @@ import shutil
 import pytest
 import torch
 
+from components.gate.measure import measure
 from components.gate.step import run
 from components.prepare_data.step import run as prepare_data
-from redoubt.bundle import write_bundle
+from redoubt.bundle import seal, write_bundle
 from redoubt.data import Prepared
 from redoubt.errors import ArtifactError
 from redoubt.models import Architecture, build
@@ -30,9 +31,9 @@ def register(registry, model, folder, digits, threats=(), classes="0123456789", 
     return registry.register(bundle, metrics={}, parameters={}, tags={})
 
 
-def judge(registry, version, digits, objective="pgd", epsilon=0.1):
+def judge(registry, version, digits, objective="pgd", epsilon=0.1, **how):
     return run(digits.folder, model_name="m", tracking_uri=registry.tracking_uri, version=version.number,
-               objective=objective, norm="Linf", epsilon=epsilon)
+               objective=objective, norm="Linf", epsilon=epsilon, **how)
 
 
 def test_undefended_then_robust_then_nothing_better(registry, digits, digits_model, robust_digits_model, tmp_path):
@@ -47,6 +48,12 @@ def test_undefended_then_robust_then_nothing_better(registry, digits, digits_mod
     decision = judge(registry, third, digits)
     assert not decision.promoted
     assert "better" in decision.reason
+    assert registry.version(3).standing == "refused"
+    assert [change.version for change in registry.history()] == [1, 2]
+    with registry._mlflow("look") as client:
+        page = client.get_model_version("m", "3").description
+    assert "**refused**" in page
+    assert "**FAIL**" in page, "the rules stand in MLflow's page"
     assert registry.champion().number == second.number
     assert registry.by_alias("challenger").number == third.number
 
@@ -54,7 +61,7 @@ def test_undefended_then_robust_then_nothing_better(registry, digits, digits_mod
 def test_an_undefended_model_does_not_replace_a_robust_one(
     registry, digits, digits_model, robust_digits_model, tmp_path
 ):
-    registry.promote(register(registry, robust_digits_model, tmp_path / "b", digits, [THREAT]))
+    registry.promote(register(registry, robust_digits_model, tmp_path / "b", digits, [THREAT]), override="a test")
     decision = judge(registry, register(registry, digits_model, tmp_path / "b", digits), digits, "standard")
     assert "champion's Linf 0.1" in decision.reason
 
@@ -62,10 +69,10 @@ def test_an_undefended_model_does_not_replace_a_robust_one(
 def test_a_champion_of_another_shape_or_other_data_is_no_measure(registry, digits, digits_model, tmp_path):
     torch.manual_seed(0)
     larger = build(Architecture(name="compact-cnn", num_classes=10, channels=1, size=28, mean=(0.1,), std=(0.3,)))
-    registry.promote(register(registry, larger, tmp_path / "b", digits))
+    registry.promote(register(registry, larger, tmp_path / "b", digits), override="a test")
     challenger = register(registry, digits_model, tmp_path / "b", digits)
     assert "1x28x28" in judge(registry, challenger, digits, "standard").reason
-    registry.promote(register(registry, digits_model, tmp_path / "b", digits, checksum="0" * 64))
+    registry.promote(register(registry, digits_model, tmp_path / "b", digits, checksum="0" * 64), override="a test")
     assert "training pictures may be among the gate's" in judge(registry, challenger, digits, "standard").reason
 
 
@@ -75,3 +82,64 @@ def test_data_that_changed_since_the_parent_is_refused(tmp_path, digits):
     with pytest.raises(ArtifactError, match="digits has changed"):
         prepare_data(tmp_path / "b", dataset="digits", split_seed=1, data_checksum=digits.checksum)
     assert Prepared.open(tmp_path / "a").metadata["request"]["split_seed"] == 0
+
+
+def test_a_step_that_is_run_again_after_it_promoted_says_so_again(registry, digits, digits_model, tmp_path):
+    first = register(registry, digits_model, tmp_path / "b", digits)
+    decision = judge(registry, first, digits, "standard")
+    again = judge(registry, first, digits, "standard")
+    assert (again.promoted, again.rules) == (True, decision.rules)
+    assert len(registry.history()) == 1
+
+
+def test_a_policy_that_asks_leaves_it_to_a_person(registry, digits, digits_model, tmp_path):
+    first = register(registry, digits_model, tmp_path / "b", digits)
+    decision = judge(registry, first, digits, "standard", policy="promotion: ask")
+    assert (decision.passed, decision.promoted, decision.status) == (True, False, "waiting")
+    assert registry.champion() is None
+    assert registry.by_alias("challenger").standing == "waiting for a person"
+    assert registry.version(1).decision["policy"]["promotion"] == "ask"
+
+
+def test_files_that_do_not_verify_are_a_rule(registry, digits, digits_model, tmp_path):
+    version = register(registry, digits_model, tmp_path / "b", digits)
+    (weights,) = tmp_path.glob("artifacts/*/artifacts/bundle/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    decision = judge(registry, version, digits, "standard")
+    assert not decision.passed
+    assert decision.rules[0].rule == "artifacts, sha256 of each file"
+    assert "does not match its sha256" in decision.rules[0].value
+    assert registry.champion() is None
+
+
+def test_a_champion_that_changes_while_the_gate_measures_is_measured_against(
+    registry, digits, digits_model, robust_digits_model, tmp_path, monkeypatch
+):
+    """Both run the same step; the one that comes second judges again, against the first, and is refused."""
+    promote = Registry.promote
+    second = register(registry, robust_digits_model, tmp_path / "b", digits, [THREAT])
+    first = register(registry, robust_digits_model, tmp_path / "b", digits, [THREAT])
+    rival = [first]
+
+    def overtaken(self, version, **how):
+        if rival:
+            registry.tag(rival[0], decision='{"passed": true, "reason": ""}')
+            promote(self, rival.pop(), by="the rival")
+        return promote(self, version, **how)
+
+    monkeypatch.setattr(Registry, "promote", overtaken)
+    decision = judge(registry, second, digits)
+    assert (decision.promoted, registry.champion().number) == (False, first.number)
+    assert registry.version(second.number).decision["champion"] == first.number
+
+
+def test_a_detector_is_tried_on_attacked_pictures(digits, digits_model, detector_folder, tmp_path):
+    write_bundle(tmp_path / "b", digits_model, classes=list("0123456789"), threats=())
+    for file in detector_folder.iterdir():
+        shutil.copy(file, tmp_path / "b")
+    measured = measure(seal(tmp_path / "b"), digits, (), seed=0, tried=ThreatModel("Linf", 0.2))
+    assert measured.false_positives < 0.1
+    assert measured.probe.n == 187
+    assert measured.probe.true == pytest.approx(3 / 16), "0.2 on a lattice of sixteenths"
+    assert measured.probe.flagged > 100
+    assert measured.probe.estimate == pytest.approx(3 / 16, rel=0.3)

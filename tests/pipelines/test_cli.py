@@ -9,8 +9,8 @@ import pytest
 from redoubt.bundle import write_bundle
 from redoubt.registry import Registry
 
-COMMANDS = ["run", "drill", "serve", "attack", "models", "promote", "rollback", "evaluate", "report", "compare",
-            "compile", "submit"]
+COMMANDS = ["run", "drill", "serve", "attack", "models", "promote", "rollback", "deescalate", "evaluate", "report",
+            "compare", "compile", "submit"]
 
 
 def redoubt(*arguments, home=None):
@@ -40,6 +40,9 @@ def test_help_names_every_command():
     (["rollback", "--home", "/no/such/home"], "no registry in /no/such/home"),
     (["compile", "--image", "x@sha256:12"], "64 hexadecimal digits"),
     (["submit"], "REDOUBT_KFP_ENDPOINT"),
+    (["run", "--policy", "/no/such.yaml"], "policy /no/such.yaml cannot be read"),
+    (["promote", "a", "2", "3"], "give a model's name and a version, not a 2 3"),
+    (["keygen", "/no/such/key"], "cannot be written"),
 ], ids=" ".join)
 def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch):
     monkeypatch.delenv("REDOUBT_KFP_ENDPOINT", raising=False)
@@ -76,15 +79,19 @@ def test_versions_promotion_and_rollback(tmp_path, digits_model):
     bundle = write_bundle(tmp_path / "b", digits_model, classes=list("0123456789"), threats=())
     for _ in range(2):
         registry.register(bundle, metrics={}, parameters={}, tags={"cause": "manual"})
-    registry.promote(registry.version(1))
+    registry.promote(registry.version(1), override="the first")
     refused = redoubt("promote", "2", home=tmp_path)
     assert refused.returncode == 3
     assert "the gate has not judged it" in refused.stderr
-    assert redoubt("promote", "2", "--override", "tried by hand", home=tmp_path).returncode == 0
+    assert redoubt("promote", "redoubt", "2", "--override", "tried by hand", home=tmp_path).returncode == 0
     assert registry.champion().number == 2
     assert "tried by hand" in redoubt("models", "show", "2", home=tmp_path).stdout
     assert redoubt("rollback", home=tmp_path).returncode == 0
     assert registry.champion().number == 1
+    again = redoubt("rollback", "redoubt", home=tmp_path)
+    assert (again.returncode, "rolled back from: 2" in again.stderr) == (2, True)
+    shown = redoubt("models", "history", home=tmp_path).stdout
+    assert "tried by hand" in " ".join(shown.split()).replace(" │ ", " ")
     listed = redoubt("models", "list", home=tmp_path).stdout
     assert "champion" in listed
     assert redoubt("promote", "7", home=tmp_path).returncode == 2

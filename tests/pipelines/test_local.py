@@ -111,11 +111,11 @@ def register(registry, model, folder, *, cause, epsilon=0.1, **decision):
 
 
 @pytest.mark.parametrize("cause, epsilon, decision, status", [
-    ("c1", 0.1, {"promoted": True}, "promoted"),
-    ("c1", 0.1, {"promoted": False}, "refused"),
+    ("c1", 0.1, {"passed": True}, "promoted"),
+    ("c1", 0.1, {"passed": False}, "refused"),
     ("c1", 0.1, {}, None),
-    ("another", 0.1, {"promoted": True}, None),
-    ("c1", 0.05, {"promoted": False}, None),
+    ("another", 0.1, {"passed": True}, None),
+    ("c1", 0.05, {"passed": False}, None),
 ], ids=["promoted", "refused", "not judged", "another campaign", "the strength rose"])
 def test_a_run_killed_after_the_gate_is_not_trained_again(
     registry, digits_model, tmp_path, cause, epsilon, decision, status
@@ -127,10 +127,10 @@ def test_a_run_killed_after_the_gate_is_not_trained_again(
 
 
 def test_an_owed_promotion_does_not_overturn_a_newer_champion(registry, digits_model, tmp_path):
-    register(registry, digits_model, tmp_path / "a", cause="c1", promoted=True)
+    register(registry, digits_model, tmp_path / "a", cause="c1", passed=True)
     newer = register(registry, digits_model, tmp_path / "b", cause="manual")
-    registry.promote(newer)
-    assert already_judged(registry, ThreatModel("Linf", 0.1), "c1").promoted is False
+    registry.promote(newer, override="a test")
+    assert already_judged(registry, ThreatModel("Linf", 0.1), "c1").status == "refused"
     assert registry.champion().number == newer.number
 
 

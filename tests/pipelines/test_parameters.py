@@ -35,6 +35,8 @@ from redoubt.training import OBJECTIVES
     ({"model_name": "a/b"}, "model name"),
     ({"fpr": 0.5}, "fpr"),
     ({"start": "models:/m/1", "from_scratch": True}, "take one"),
+    ({"policy": "levle: 1"}, "unknown key levle"),
+    ({"policy": "level: 7"}, "level must be a number above 0 and at most 0.5"),
     ({"plugins": '{"smoothing": 1}'}, "unknown plug-in smoothing: valid ones are class_adaptive"),
 ], ids=lambda value: str(value)[:30] if isinstance(value, dict) else "")
 def test_bad_values_are_refused(changes, message):

@@ -17,25 +17,11 @@ import uvicorn
 from serving_support import CHILD, FolderRegistry, Scene, model, wait_until
 
 from redoubt.bundle import open_bundle, seal, write_bundle
-from redoubt.data.prepared import Prepared
-from redoubt.detection import FitConfig, fit
 from redoubt.models import Architecture, build
 from redoubt.registry import Registry
 from redoubt.threat import ThreatModel
 from serving.app import create_app
 from serving.settings import Settings
-
-
-@pytest.fixture(scope="session")
-def detector_folder(digits: Prepared, digits_model, tmp_path_factory) -> Path:
-    """The real detector of the undefended digits model, saved; rehearsed on less than usual, to be quick."""
-    folder = tmp_path_factory.mktemp("detector")
-    detector = fit(
-        digits_model, digits.tensors("detector_fit"), digits.tensors("calibration"), levels=16, seed=0,
-        config=FitConfig(blocks=96, strength_steps=150),
-    )
-    detector.save(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -170,7 +156,7 @@ def mlflow_uri(undefended, tmp_path_factory) -> str:
     """A real registry in a folder whose name has a space; the champion of `digits` is version 1. Read only."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('ml flow')}/mlflow.db"
     registry = Registry(uri, "digits")
-    registry.promote(registry.register(open_bundle(undefended), metrics={}, parameters={}, tags={}))
+    registry.promote(registry.register(open_bundle(undefended), metrics={}, parameters={}, tags={}), override="a test")
     return uri
 
 

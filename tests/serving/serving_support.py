@@ -41,6 +41,7 @@ class FolderRegistry:
     number: int | None = None
     name: str = "a"
     down: bool = False
+    decision: str = '{"passed": true}'
     fetches: list[float] = field(default_factory=list)
 
     def champion(self) -> Version | None:
@@ -51,7 +52,7 @@ class FolderRegistry:
         source = str(self.folders[self.number])
         return Version(
             name="digits", number=self.number, run_id=f"{self.name}{self.number:032}", source=source,
-            created=datetime.now(UTC),
+            created=datetime.now(UTC), tags={"decision": self.decision} if self.decision else {},
         )
 
     def rollback(self, *, why: str = "") -> Version:

@@ -118,6 +118,49 @@ def test_a_refusal_leaves_it_unanswered_until_the_attack_grows(scene):
     assert (scene.campaign["state"], scene.campaign["outcome"]) == ("closed", "unanswered")
 
 
+def test_people_are_told_of_a_refusal_and_what_they_can_do(scene, caplog):
+    scene.send("a" * 100)
+    scene.finish("refused", "2")
+    told = str(scene.problems)
+    assert "the gate refused version 2, which stays challenger: as scripted" in told
+    assert '`redoubt promote digits 2 --override "reason"`' in told
+    assert told.removeprefix("campaign: ") in caplog.text
+    scene.serve(model("2", ThreatModel("Linf", 0.12)))   # a person promoted it against the gate
+    assert (scene.campaign["state"], scene.campaign["outcome"]) == ("closed", "answered")
+    assert str(scene.problems) == ""
+
+
+def test_a_version_that_waits_for_a_person_is_not_trained_again(scene):
+    scene.send("a" * 100)
+    scene.finish("waiting", "2")
+    assert "version 2 passed the gate and waits for a person: `redoubt promote digits 2`" in str(scene.problems)
+    assert scene.campaign["outcome"] == "unanswered"
+    scene.send("a" * 300)
+    assert len(scene.ledger.requests()) == 1
+    scene.send("c" * 200)
+    scene.send("a" * 100)   # the attacker comes back: another campaign, the same champion
+    assert len(scene.campaigns) == 2
+    assert "version 2 answers Linf 0.1" in scene.campaign["reason"]
+    assert len(scene.ledger.requests()) == 1
+
+
+def test_what_the_gate_refused_is_not_trained_again_for_the_next_campaign(scene):
+    scene.send("a" * 100)
+    scene.finish("refused", "2")
+    scene.send("c" * 200)
+    scene.send("a" * 100)
+    assert "the gate refused, version 2, what was trained for Linf" in scene.campaign["reason"]
+    assert len(scene.ledger.requests()) == 1
+    scene.loaded.detector.epsilon = 0.2
+    scene.send("a" * 64)
+    assert len(scene.ledger.requests()) == 2, "its strength rose"
+    scene.finish("refused", "3")
+    scene.send("c" * 200)
+    scene.serve(model("9", ThreatModel("Linf", 0.05)))   # another champion: another parent
+    scene.send("a" * 100)
+    assert len(scene.ledger.requests()) == 3
+
+
 def test_the_all_clear_waits_for_a_running_request(scene):
     scene.send("a" * 100 + "c" * 400)
     assert scene.campaign["state"] == "open"

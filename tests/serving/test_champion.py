@@ -71,6 +71,34 @@ def test_twenty_swaps_under_load_lose_nothing(live, registry, make_bundle, other
     assert len(registry.fetches) == 2   # a version that was here before is taken from disk or memory
 
 
+@pytest.mark.parametrize("decision, why", [
+    ("", "the gate has not judged it"),
+    ('{"passed": false, "reason": "worse than the champion"}', "the gate refused it (worse than the champion)"),
+], ids=["not judged", "refused"])
+def test_an_alias_set_by_hand_is_followed_only_to_what_the_gate_passed(live, registry, make_bundle, decision, why):
+    registry.folders[2] = make_bundle(detector=False)
+    running = live(registry)
+    registry.decision, registry.number = decision, 2
+    problem = wait_until(lambda: running.status()["problem"])
+    assert f"the alias champion names version 2, but {why}; version 1 goes on" in problem
+    assert "`redoubt promote digits 2`" in problem
+    assert running.status()["champion"]["version"] == "1"
+    running = live(registry, again=True)   # a restart takes the champion that served last
+    assert running.status()["champion"]["version"] == "1"
+    wait_until(lambda: "version 1 goes on" in (running.status()["problem"] or ""))
+    registry.decision = '{"passed": true}'
+    wait_until(lambda: running.status()["champion"]["version"] == "2")
+    assert "alias" not in (running.status()["problem"] or "")
+
+
+def test_a_setting_follows_the_alias_anywhere(live, registry):
+    registry.decision = ""
+    nobody = live(registry, ready=False)
+    wait_until(lambda: "nothing is served" in (nobody.status()["problem"] or ""))
+    running = live(registry, again=True, require_decision=False)
+    assert running.status()["champion"]["version"] == "1"
+
+
 def spoil(folder, how: str) -> None:
     if how == "altered":
         with (folder / "model.safetensors").open("r+b") as file:
@@ -203,7 +231,7 @@ def test_the_real_registry(live, mlflow_uri, defended, tmp_path):
     nobody = live(Registry(mlflow_uri, "letters"), home=tmp_path / "other", ready=False)
     wait_until(lambda: "no champion" in (nobody.status()["problem"] or ""))
     second = registry.register(open_bundle(defended), metrics={}, parameters={}, tags={})
-    registry.promote(second)
+    registry.promote(second, override="a test")
     wait_until(lambda: running.status()["champion"]["version"] == "2")
     assert running.status()["champion"]["threats"] == [{"norm": "Linf", "epsilon": 0.3}]
     registry.rollback()

@@ -4,6 +4,7 @@ import threading
 import pytest
 from serving_support import wait_until
 
+from redoubt.promotion.policy import read_policy
 from redoubt.threat import ThreatModel
 from serving.launcher import Result
 from serving.ledger import SqliteLedger
@@ -62,6 +63,15 @@ def test_a_result_is_written_down_and_told(scene):
     assert request.finished_at
     assert finished == [request]
     assert launcher.folders[0].name == request.id
+
+
+def test_the_policy_travels_with_the_request(scene, tmp_path):
+    (tmp_path / "policy.yaml").write_text("promotion: ask")
+    _, _, launcher, finished = scene(Result(status="waiting", version="7"), gate_policy=tmp_path / "policy.yaml")
+    wait_until(lambda: finished)
+    assert finished[0].state == "waiting"
+    sent = json.loads((launcher.folders[0] / "request.json").read_text())["policy"]
+    assert read_policy(sent).promotion == "ask"
 
 
 def test_failures_are_tried_again_with_growing_pauses_and_given_up(scene):

@@ -25,6 +25,7 @@ def test_environment_then_arguments(monkeypatch, tmp_path):
         ("EPSILON_CEILING", "8", "8/255 rather than 8"),
         ("EPSILON_RATIO", "1.2", "1.1"),
         ("EPSILON_FLOOR", "0.9", "above epsilon_ceiling"),
+        ("GATE_POLICY", "/no/such.yaml", "cannot be read"),
         ("CAMPAIGN_MIN_INPUTS", "9999", "above campaign_max_inputs"),
         ("RETRAIN_COMMAND", "python -m x", "JSON list"),
         *(("MODEL_NAME", name, "REDOUBT_MODEL_NAME=.*a letter or digit first")
