@@ -45,7 +45,8 @@ def faults(report: Report, work: Path) -> None:
         try_one("clock a day ahead", "", *file("clock forward"))
         try_one("clock a day back", "", *file("clock back"))
         bad = _corrupt(folder, registry)
-        try_one("corrupt new model", "champion", lambda: registry.promote(bad, override="a benchmark"), registry.rollback)
+        try_one("corrupt new model", "champion", lambda: registry.promote(bad, override="a benchmark"),
+                registry.rollback)
         dying = registry.register(_copy(folder, "v3"), metrics={}, parameters={}, tags={})
 
         def promote_dying() -> None:
