@@ -35,10 +35,11 @@ def run(
     registry = Registry(tracking_uri, model_name)
     report = json.loads((evaluation / "report.json").read_text())
     metrics = metric_values(report) | {"train_seconds": bundle.manifest["training"]["seconds"]}
+    training = bundle.manifest["training"]
     version = registry.register(
         bundle, metrics=metrics, parameters=bundle.manifest["parameters"],
-        tags=facts(bundle, report, cause, parent) | training_facts(bundle.manifest["training"]),
-        run_ids=(bundle.manifest["training"].get("run_id", ""), run_id),
+        tags=facts(bundle, report, cause, parent) | training_facts(training),
+        run_ids=(training.get("run_id", ""), run_id),
     )
     registry.describe(version, describe(version))
     with tempfile.TemporaryDirectory() as scratch:
