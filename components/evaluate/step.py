@@ -19,6 +19,7 @@ from redoubt.evaluation.examples import examples
 from redoubt.evaluation.imperceptibility import imperceptibility
 from redoubt.evaluation.overlap import unseen
 from redoubt.evaluation.robustness import evaluate
+from redoubt.evaluation.store import forget
 from redoubt.evaluation.suites import check_suite
 from redoubt.evaluation.surrogate import fit_surrogate, standard_epoch_seconds
 from redoubt.threat import ThreatModel
@@ -54,11 +55,12 @@ def run(data: Path, model: Path, out: Path, *, norm: str = "Linf", epsilon: floa
     network = bundle.model(where)
     x, y, twins = pictures(prepared, limit)
     threat = next((t for t in bundle.threats if t.norm == norm), ThreatModel(norm, epsilon))
+    state = state or state_folder()
     few, epochs = SURROGATE[suite]
     x_train, y_train = (part.to(where) for part in prepared.tensors("train", few))
     report = evaluate(
         network, x, y, classes=prepared.classes, threats=bundle.threats or (threat,), levels=prepared.levels,
-        suite=suite, curve_n=curve_n, seed=seed, state=state or state_folder(), progress=progress,
+        suite=suite, curve_n=curve_n, seed=seed, state=state, progress=progress,
         surrogate=fit_surrogate(bundle.architecture, x_train, y_train, epochs=epochs, seed=seed + 1),
     )
     report |= {
@@ -75,6 +77,7 @@ def run(data: Path, model: Path, out: Path, *, norm: str = "Linf", epsilon: floa
     out.mkdir(parents=True, exist_ok=True)
     (out / REPORT).write_text(json.dumps(report, indent=1, allow_nan=False))
     (out / EXAMPLES).write_text(json.dumps(shown, default=lambda pixels: pixels.round(4).tolist()))
+    forget(state)
     return report
 
 

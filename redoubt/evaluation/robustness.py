@@ -72,7 +72,8 @@ def evaluate(
         sanity_n: images that the sanity checks look at; 0 leaves the checks out.
         seed: fixes the drawn images and the attacks' random starts, each row by itself.
         surrogate: another model of the same task, for attacks by transfer; without one they are left out.
-        state: a folder for what is finished, so that a killed evaluation goes on there. It is emptied at the end.
+        state: a folder for what is finished, so that a killed evaluation goes on there. Whoever has written the
+            report down empties it: `redoubt.evaluation.store.forget`.
         progress: called with each finished row of `attacks`, and with {part, batch, of, accuracy} after each batch of
             AutoAttack.
 
@@ -105,7 +106,7 @@ def evaluate(
             for threat in other_norms(threats, x.shape[1:]):
                 run.row("pgd", threat.norm, threat.epsilon, full=True)
         checks = run.checks(threats, sanity_n, given_training) if sanity_n else []
-    report = {
+    return {
         "format": FORMAT, "suite": suite if attacks is None else "custom",
         "n": len(x), **{f"clean_{key}": value for key, value in _share(run.right).items() if key != "n"},
         **_by_class(logits.argmax(1), y.cpu(), classes),
@@ -120,8 +121,6 @@ def evaluate(
         "seed": seed,
         "seconds": time.perf_counter() - start,
     }
-    run.store.clear()
-    return report
 
 
 @dataclass(kw_only=True)

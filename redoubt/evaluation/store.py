@@ -39,14 +39,16 @@ class Store:
             write(path, found)
         return found
 
-    def clear(self) -> None:
-        """Remove the parts: the whole is finished and written elsewhere."""
-        if self.folder is None:
-            return
-        for file in self.folder.glob("*.json*"):
+
+def forget(folder: Path | str | None) -> None:
+    """Remove every store below `folder`: the whole is finished and written elsewhere. Other files stay."""
+    for part in Path(folder).glob("*") if folder else ():
+        if not re.fullmatch(r"[0-9a-f]{24}", part.name):
+            continue
+        for file in part.glob("*.json*"):
             file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):   # not there, or something else lies in it
-            self.folder.rmdir()
+        with contextlib.suppress(OSError):   # something else lies in it
+            part.rmdir()
 
 
 def read(path: Path | None) -> dict | None:

@@ -9,7 +9,7 @@ from torch import nn
 from redoubt.errors import InvalidInput
 from redoubt.evaluation import autoattack as ours
 from redoubt.evaluation.accuracy import correct, withstands_pgd
-from redoubt.evaluation.store import Store, fingerprint, pack, read, unpack, write
+from redoubt.evaluation.store import Store, fingerprint, forget, pack, read, unpack, write
 from redoubt.threat import ThreatModel
 
 WEAK, STRONG = ThreatModel("Linf", 0.12), ThreatModel("Linf", 0.3)
@@ -138,8 +138,8 @@ def test_a_store_computes_once_and_forgets_what_belongs_to_others(tmp_path):
     assert [store.recall("pgd Linf/0.1", compute) for _ in range(2)] == [{"value": 1}] * 2
     assert Store(tmp_path, "b" * 64).recall("pgd Linf/0.1", compute) == {"value": 2}
     assert Store(None, "a" * 64).recall("pgd Linf/0.1", compute) == {"value": 3}
-    store.clear()
-    assert list(tmp_path.iterdir()) == [tmp_path / ("b" * 24)]
+    forget(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_stored_comes_back(tmp_path):

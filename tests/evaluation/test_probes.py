@@ -10,6 +10,7 @@ from redoubt.attacks.gradient import logits_and_gradient, margin
 from redoubt.evaluation import probes
 from redoubt.evaluation.robustness import evaluate
 from redoubt.evaluation.sanity import FAIL
+from redoubt.evaluation.store import forget
 from redoubt.threat import ThreatModel
 
 LINF = ThreatModel("Linf", 0.1)
@@ -126,4 +127,6 @@ def test_a_killed_evaluation_goes_on_with_what_it_had(digits_model, digits, tmp_
     assert len(ran) == 6, "three epsilons, two attacks, none of them twice"
     assert [again[key] for key in ("attacks", "robust", "worst_case")] == [whole[key] for key in (
         "attacks", "robust", "worst_case")]
-    assert not list((tmp_path / "state").rglob("*.json")), "nothing is left behind"
+    (tmp_path / "state" / "notes.json").write_text("{}")
+    forget(tmp_path / "state")
+    assert [file.name for file in (tmp_path / "state").iterdir()] == ["notes.json"], "only what is its own"
