@@ -105,7 +105,7 @@ class Connection:
 
     def text(self, path: str, *, params: dict | None = None, attempts: int | None = None) -> str:
         """Like `call` with GET, for an answer that is plain text."""
-        return self._ask("GET", path, attempts, params=_plain(params)).text
+        return self._ask("GET", path, attempts, params=_plain(params), headers={"Accept": "*/*"}).text
 
     def _ask(self, method: str, path: str, attempts: int | None, **request) -> httpx.Response:
         attempts = attempts or (ATTEMPTS if method == "GET" else 1)

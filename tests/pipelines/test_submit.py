@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.cluster import package
+from pipelines.cluster.connect import kubernetes_api
 from pipelines.cluster.diagnose import reasons
 from pipelines.cluster.settings import ClusterSettings
 from pipelines.cluster.submit import Follower, run_name
-from redoubt.cluster.errors import Unauthorized
+from redoubt.cluster.errors import Unauthorized, Unreachable
 from redoubt.cluster.http import Connection
-from redoubt.cluster.kubernetes import Kubernetes
+from redoubt.cluster.kubernetes import POD, Kubernetes
 from redoubt.cluster.runs import Pipelines
 from redoubt.errors import InvalidInput, RedoubtError
 
@@ -306,6 +307,39 @@ def test_without_permission_to_look_that_is_said():
     api = ApiServer(rules=[])
     line, = reasons(Kubernetes(Connection("http://k", what="k", transport=api.transport()), "redoubt"), "1")
     assert "cannot be looked at" in line
+
+
+# -- kubectl's cluster ------------------------------------------------------------------------------------------------
+
+def kubeconfig(path, server: str, context: str = "here") -> None:
+    path.write_text(yaml.safe_dump({
+        "apiVersion": "v1", "kind": "Config", "current-context": context,
+        "clusters": [{"name": "c", "cluster": {"server": server}}],
+        "users": [{"name": "u", "user": {"token": "mine"}}],
+        "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u", "namespace": "team"}}]}))
+
+
+def test_the_cluster_of_kubectls_context_is_asked_as_its_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+    api = ApiServer(token="mine")
+    api.put("pods", "p", {"metadata": {"labels": {}}}, namespace="team")
+    with api.listening() as url:
+        kubeconfig(tmp_path / "config", url)
+        found = kubernetes_api("")
+        assert (found.namespace, [pod["metadata"]["name"] for pod in found.list(POD)]) == ("team", ["p"])
+        api.token = "another"
+        with pytest.raises(Unauthorized, match=r"context here at .* get a fresh one"):
+            found.list(POD)
+
+
+@pytest.mark.parametrize("context", [None, "elsewhere"], ids=["no cluster", "wrong context"])
+def test_without_a_cluster_that_is_said(tmp_path, monkeypatch, context):
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+    if context:
+        kubeconfig(tmp_path / "config", "http://127.0.0.1:9", context)
+    with pytest.raises(Unreachable, match=r"no cluster: .*; set KUBECONFIG or use kubectl config use-context"):
+        kubernetes_api("team")
 
 
 # -- recurring runs ---------------------------------------------------------------------------------------------------
