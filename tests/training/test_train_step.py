@@ -1,10 +1,13 @@
 """The pipeline's train step: what it passes on and what it writes down."""
 
+import json
 import re
 
 import pytest
 import torch
 
+from components import context
+from components.context import PROGRESS
 from components.train import step, work
 from redoubt.data import Prepared
 from redoubt.errors import ArtifactError, InvalidInput
@@ -33,6 +36,15 @@ def test_plugins_are_passed_on_and_written_down(digits, tmp_path, configs):
     assert configs[0][0].plugins.to_json() == {"label_smoothing": 0.1, "patience": 3}
     assert bundle.manifest["parameters"]["plugins"] == text
     assert bundle.manifest["training"]["plugins"] == {"label_smoothing": 0.1, "patience": 3}
+
+
+def test_its_rows_pass_through_the_steps_own_report(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv(PROGRESS, str(tmp_path / "progress.jsonl"))
+    with context.step("train") as progress:
+        step.run(digits.folder, tmp_path / "m", progress=progress, **QUICK)
+    rows = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == ["train"] * 3
+    assert (rows[1]["epoch"], rows[1]["updates"]) == (1, 10)
 
 
 @pytest.mark.parametrize(("dataset", "asked", "flip", "crop"), [
