@@ -38,7 +38,7 @@ def placing(settings: ClusterSettings):
 def _secure(task: dsl.PipelineTask, settings: ClusterSettings) -> None:
     """The server drops capabilities and sets seccomp and escalation; who runs is for the pipeline to say."""
     kubernetes.set_security_context(task, run_as_user=settings.user, run_as_group=settings.user, run_as_non_root=True)
-    kubernetes.set_image_pull_policy(task, "IfNotPresent" if settings.pinned else "Always")
+    kubernetes.set_image_pull_policy(task, "IfNotPresent")   # also where a node has it from elsewhere, as kind does
     if settings.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(settings.image_pull_secrets))
 
