@@ -22,7 +22,8 @@ app = typer.Typer(
 )
 
 Dataset = Annotated[str, typer.Option(
-    help="digits, mnist, fashion-mnist, cifar10, cifar100, folder:PATH or npz:PATH.", rich_help_panel="Data")]
+    help="digits, photo-patches, mnist, fashion-mnist, cifar10, cifar100, folder:PATH or npz:PATH.",
+    rich_help_panel="Data")]
 DataDir = Annotated[str, typer.Option(help="Where a local copy of the dataset lies, and where a download goes.",
                                       rich_help_panel="Data")]
 Epsilon = Annotated[str, typer.Option(help="Perturbation bound in the [0, 1] pixel range: 0.1 or 8/255.")]

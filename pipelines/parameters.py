@@ -14,7 +14,7 @@ ARCHITECTURES = ("compact-cnn", "strided-cnn", "preactresnet-18", "wideresnet-28
 OBJECTIVES = ("blend", "fast", "half", "mixed", "pgd", "standard", "trades")
 LEAST_PICTURES = 400
 SUITES = ("full", "quick", "standard")
-DATASETS = ("cifar10", "cifar100", "digits", "fashion-mnist", "mnist")
+DATASETS = ("cifar10", "cifar100", "digits", "fashion-mnist", "mnist", "photo-patches")
 
 
 @dataclass(frozen=True, kw_only=True)

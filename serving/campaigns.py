@@ -179,7 +179,7 @@ class Campaigns:
         self._owed = decision.retrain and not self._ask(decision)
 
     def _outcome(self, strength: Strength, decision: Decision) -> str | None:
-        if strength.harmless:
+        if decision.shift:
             return "shift"
         if self._request is not None:
             return "unanswered"   # until the next request is made

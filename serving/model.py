@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from redoubt.bundle import Bundle
-from redoubt.detection import Detector, Verdicts
+from redoubt.detection import Budget, Detector, Verdicts
 from redoubt.errors import ArtifactError
 from redoubt.models import Classifier
 from serving.accelerate import accelerate
@@ -125,6 +125,8 @@ def load(
             version=version, run_id=run_id, bundle=bundle, model=model, detector=detector, device=device, forward=fast
         )
         _warm_up(loaded)
+        if detector is not None:
+            detector.budget = Budget()   # an attack must not slow the answers to everyone else
     except Exception as error:   # whatever a bad folder makes torch raise
         raise ArtifactError(f"version {version} cannot be served: {error}") from error
     return loaded

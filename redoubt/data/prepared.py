@@ -50,13 +50,14 @@ def prepare(
     """Split `source` and write it to `folder`.
 
     A source without a test file of its own gives a sixth of its pictures to `test` first. The shuffle depends on
-    `seed` alone. `limit` keeps that many training pictures (and a sixth as many for test), for quick trials.
-    `request` is what a later run must ask for to get the same data; it is kept, but is no part of the checksum.
+    `seed` alone; pictures of one group stay together, and splits then differ from their sizes by part of a group.
+    `limit` keeps that many training pictures (and a sixth as many for test), for quick trials. `request` is
+    what a later run must ask for to get the same data; it is kept, but is no part of the checksum.
     """
-    order = np.random.default_rng(seed).permutation(len(source.train_labels))
+    order = _shuffled(source, seed)
     test = (source.test_images, source.test_labels)
     if test[0] is None:
-        cut = len(order) // 6
+        cut = _whole_groups(source, order, len(order) // 6)
         test = (source.train_images[order[:cut]], source.train_labels[order[:cut]])
         order = order[cut:]
     if limit is not None:
@@ -66,8 +67,8 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     sizes, start, splits = split_sizes(len(order)), 0, {}
     for name in SPLITS[:-1]:
-        rows = np.sort(order[start : start + sizes[name]])
-        start += sizes[name]
+        end = len(order) if name == SPLITS[-2] else _whole_groups(source, order, start + sizes[name])
+        rows, start = np.sort(order[start:end]), end
         splits[name] = _write(folder, name, source.train_images[rows], source.train_labels[rows])
     splits["test"] = _write(folder, "test", *test)
 
@@ -86,6 +87,23 @@ def prepare(
     metadata |= {"checksum": _checksum(metadata), "request": request or {}}
     (folder / METADATA).write_text(json.dumps(metadata, indent=1))
     return Prepared.open(folder)
+
+
+def _shuffled(source: Source, seed: int) -> np.ndarray:
+    """Row numbers in random order; those of one group follow each other."""
+    random = np.random.default_rng(seed)
+    if source.groups is None:
+        return random.permutation(len(source.train_labels))
+    place = random.permutation(source.groups.max() + 1)[source.groups]
+    return np.argsort(place, kind="stable")
+
+
+def _whole_groups(source: Source, order: np.ndarray, cut: int) -> int:
+    """`cut`, or the place in `order` next to it where a group ends."""
+    if source.groups is None:
+        return cut
+    ends = np.flatnonzero(np.diff(source.groups[order], append=-1)) + 1
+    return int(ends[np.abs(ends - cut).argmin()])
 
 
 def _write(folder: Path, split: str, images: np.ndarray, labels: np.ndarray) -> dict:

@@ -3,6 +3,7 @@
     digits                          scikit-learn's 8x8 handwritten digits, embedded, 17 grey levels
     mnist, fashion-mnist            the four IDX files, local or downloaded through torchvision
     cifar10, cifar100               through torchvision, local or downloaded
+    photo-patches                   32x32 colour patches of photographs in scikit-learn and scikit-image, embedded
     folder:PATH                     PATH/<class>/*.png, or PATH/train/<class>/... with PATH/test/<class>/...
     npz:PATH                        keys x_train, y_train; optionally x_test, y_test, classes
     https://, s3://, oci://         one of the last two from elsewhere, with its checksum (`remote`)
@@ -20,10 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
+from redoubt.data.photos import PHOTOGRAPHS, cut_patches
 from redoubt.errors import InvalidInput
 from redoubt.names import SCHEMES
 
-NAMED = ("cifar10", "cifar100", "digits", "fashion-mnist", "mnist")
+NAMED = ("cifar10", "cifar100", "digits", "fashion-mnist", "mnist", "photo-patches")
 _IDX = {"mnist": ("MNIST", [str(d) for d in range(10)]),
         "fashion-mnist": ("FashionMNIST", ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt",
                                            "Sneaker", "Bag", "Ankle boot"])}
@@ -40,6 +42,8 @@ class Source:
         name: as the user wrote it.
         train_images: uint8 [N, C, S, S]; `train_labels`: int64 [N]. The same for test, or None when there is none.
         levels: the largest value that a pixel can have; pixel / levels lies in [0, 1].
+        groups: int64 [N] of training pictures that belong together, such as parts of one photograph: `prepare` never
+            divides a group between splits.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Source:
     test_images: np.ndarray | None = None
     test_labels: np.ndarray | None = None
     levels: int = 255
+    groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         parts = [("training", self.train_images, self.train_labels)]
@@ -89,6 +94,9 @@ def load_source(dataset: str, data_dir: str | Path | None = None, *, size: int |
         return _npz(dataset, Path(path))
     if dataset == "digits":
         return _digits()
+    if dataset == "photo-patches":
+        images, labels, groups = cut_patches()
+        return Source(name=dataset, classes=tuple(PHOTOGRAPHS), train_images=images, train_labels=labels, groups=groups)
     if dataset in _IDX:
         return _idx(dataset, root)
     if dataset in ("cifar10", "cifar100"):

@@ -5,8 +5,9 @@ from redoubt.detection.fit import FitConfig, fit
 from redoubt.detection.matching import Decision, decide, match
 from redoubt.detection.monitor import Monitor, RecentInputs, all_clear, digest
 from redoubt.detection.verdicts import Strength, Verdicts
+from redoubt.detection.witness import Budget
 
 __all__ = [
-    "Decision", "Detector", "FitConfig", "Monitor", "RecentInputs", "Strength", "Verdicts", "all_clear", "decide",
-    "digest", "fit", "match",
+    "Budget", "Decision", "Detector", "FitConfig", "Monitor", "RecentInputs", "Strength", "Verdicts", "all_clear",
+    "decide", "digest", "fit", "match",
 ]

@@ -15,7 +15,8 @@ from torch import Tensor
 from redoubt.attacks import on_lattice
 
 BENIGN = ("clean", "float", "gaussian", "uniform", "sign", "shot", "impulse", "brightness", "contrast", "blur",
-          "jpeg", "steps", "gamma", "stripes")
+          "jpeg", "steps", "gamma", "stripes", "coarse")
+NOISE = ("float", "gaussian", "uniform", "sign", "shot", "impulse", "stripes", "coarse")   # random, and free in size
 
 # ITU-T T.81 (1992), Annex K, tables K.1 (luminance) and K.2 (chrominance): what nearly every JPEG encoder scales.
 _LUMINANCE = (
@@ -64,6 +65,7 @@ def benign(kind: str, x: Tensor, *, levels: int, generator: torch.Generator, amo
         "steps": lambda: fewer_steps(x, (31 * (1 / 31) ** each).round()),
         "gamma": lambda: x ** (2.2**signed),
         "stripes": lambda: x + stripes(x, noise) * 0.02 * 10**each,
+        "coarse": lambda: x + coarse(x, noise) * 0.02 * 10**each,
     }[kind]().clamp(0, 1)
     if kind in ("float", "steps"):
         return out
@@ -88,6 +90,13 @@ def stripes(x: Tensor, noise: Callable) -> Tensor:
     lines = noise(torch.randn, (len(x), 1, x.shape[2], 1))
     lines = torch.where(noise(shape=(len(x), 1, 1, 1)) < 0.5, lines, lines.sign()).expand(-1, -1, -1, x.shape[3])
     return torch.where(noise(shape=(len(x), 1, 1, 1)) < 0.5, lines, lines.transpose(2, 3))
+
+
+def coarse(x: Tensor, noise: Callable) -> Tensor:
+    """Noise of size about 1 in patches of 2x2, 3x3 or 4x4 pixels a picture, as enlarged pictures have: like x."""
+    fine, which, size = noise(torch.randn), noise(shape=(len(x), 1, 1, 1)) * 3, x.shape[-1]
+    sides = [fine.repeat_interleave(side, 2)[:, :, :size].repeat_interleave(side, 3)[..., :size] for side in (2, 3, 4)]
+    return torch.where(which < 1, sides[0], torch.where(which < 2, sides[1], sides[2]))
 
 
 def jpeg(x: Tensor, quality: Tensor) -> Tensor:

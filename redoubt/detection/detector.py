@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from redoubt.detection.features import feature_count, features
 from redoubt.detection.groups import excess, least, nested, upper_means
-from redoubt.detection.networks import EVIDENCE, NORMS, Scorer, StrengthNet
+from redoubt.detection.networks import EVIDENCE, NORMS, PIXELS, Scorer, StrengthNet
 from redoubt.detection.verdicts import Strength, Verdicts
+from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet, measures
 from redoubt.errors import ArtifactError, InvalidInput
 
-FORMAT = 2
+FORMAT = 3
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 SIZES = (1, 4, 16, 32)           # campaign sizes at which intervals are calibrated
 LEVELS = (0.01, 0.05, 0.95, 0.99)   # quantiles of the scaled error, kept for each norm and size
@@ -42,6 +43,7 @@ class Settings:
         apart: [norm], the excess (`groups.excess`) above which a group is an attack of its own.
         quantiles: [norm][size][level] of (ln epsilon - estimate) / spread on rehearsed blocks held out.
         lowest, highest: [norm], the range of epsilon that was rehearsed.
+        asks: whether flagged inputs are put to the model; if not, pixels alone decide what is an attack.
         fitted: facts about the fit, for people.
     """
 
@@ -58,13 +60,14 @@ class Settings:
     quantiles: list
     lowest: list
     highest: list
+    asks: bool
     fitted: dict
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
-    """ln(epsilon) and its spread in each norm, [norms], of `n` inputs pooled; which norm; whether harmless, and the
-    logit of that."""
+    """ln(epsilon) and its spread in each norm, [norms], of `n` inputs pooled; which norm; whether harmless by pixels,
+    the logit of that; and whether the model bears witness of an attack."""
 
     centre: Tensor
     spread: Tensor
@@ -72,13 +75,20 @@ class _Reading:
     harmless: bool
     logit: float
     n: int
+    witnessed: bool = False
 
 
 class Detector:
     """Judges inputs of one model version. Made by `redoubt.detection.fit` or `Detector.load`."""
 
-    def __init__(self, scorer: Scorer, strength: StrengthNet, settings: Settings):
-        self.scorer, self.strength_net, self.settings = scorer.eval(), strength.eval(), settings
+    def __init__(self, model: nn.Module, scorer: Scorer, strength: StrengthNet, witness: Witness, settings: Settings):
+        """
+        Args:
+            model: the classifier, in eval mode; asked about flagged inputs only, within `budget` if that is set.
+        """
+        self.budget: Budget | None = None
+        self.model, self.settings = model, settings
+        self.scorer, self.strength_net, self.witness = scorer.eval(), strength.eval(), witness.eval()
         self._quantiles = torch.tensor(settings.quantiles)
 
     @property
@@ -100,18 +110,32 @@ class Detector:
             raise InvalidInput(f"expected [N, {self.settings.channels}, S, S], not {tuple(x.shape)}")
         seen = features(x.float())
         logit = self.scorer(seen)
-        evidence = self.strength_net.evidence(self.scorer.standardise(seen), logit)
-        centre, spread, _ = self._read(evidence, torch.ones(len(x), device=x.device))
+        flagged = logit > self.settings.threshold
+        pixels = self.strength_net.evidence(self.scorer.standardise(seen), logit)
+        centre, spread, _ = self._read(pixels, torch.ones(len(x), device=x.device))
         low, middle, high = self._bounds(centre[:, 0], spread[:, 0], 0, 1, LEVELS.index(0.05), LEVELS.index(0.95))
         return Verdicts(
             score=torch.sigmoid(logit - self.settings.threshold),
-            is_adversarial=logit > self.settings.threshold,
-            strength=middle, low=low, high=high, evidence=evidence,
+            is_adversarial=flagged,
+            strength=middle, low=low, high=high, evidence=torch.cat([pixels, self._odds(x, flagged)], 1),
         )
+
+    def _odds(self, x: Tensor, flagged: Tensor) -> Tensor:
+        """The model's evidence of each input, [N, 1]; 0 where none is asked for, and that is most clean inputs."""
+        odds, rows = torch.zeros(len(x), 1, device=x.device), flagged.nonzero()[:, 0]
+        if not self.settings.asks:
+            return odds
+        if self.budget is not None:
+            rows = rows[: self.budget.take(len(x), len(rows))]
+        if len(rows):
+            odds[rows, 0] = self.witness.testimony(measures(self.model, x[rows].float()))
+        return odds
 
     @torch.no_grad()
     def campaign(self, evidence: Tensor) -> Strength:
         """The strength of an attack, from the evidence of its flagged inputs.
+
+        Whether it is an attack at all is a bet on the model's evidence of each input: see `witness.bet`.
 
         Neither weak decoys nor harmless pictures hide a strong attack: if a group of the inputs, at least 16 and 18 %
         of them, reads stronger than a campaign of one kind could by chance, the answer is that group's strength. `n`
@@ -135,7 +159,27 @@ class Detector:
         )
         low, estimate, high = (value.item() for value in bounds)
         return Strength(norm=NORMS[best.norm], estimate=estimate, low=low, high=high, n=len(evidence),
-                        harmless=best.harmless)
+                        harmless=best.harmless and not best.witnessed, witnessed=best.witnessed)
+
+    def _strongest(self, evidence: Tensor) -> _Reading:
+        """The strongest group that pixels show, and whether the model bears witness of an attack in it or beside it."""
+        pixels, odds = evidence[:, :PIXELS], evidence[:, PIXELS]
+        rows, best = self._strongest_by_pixels(pixels)
+        if not self.settings.asks:
+            return replace(best, witnessed=not best.harmless)
+        group, anywhere = self._testifies(odds[rows], best), self._testifies(odds, best)
+        # Beside a witnessed attack, a stronger group is taken for one too: decoys must not cover for it.
+        if group or not anywhere or not best.harmless:
+            return replace(best, witnessed=group or anywhere)
+        # An attack among strong harmless changes: those that the model speaks of, and no fewer than make a group.
+        few = least(len(odds))
+        rows = odds.argsort(descending=True)[: max(few, int((odds > 0).sum()))]
+        return replace(self._pooled(pixels[rows].mean(0), len(rows)), witnessed=True)
+
+    def _testifies(self, odds: Tensor, reading: _Reading) -> bool:
+        if not reading.harmless:
+            return bet(odds).item() >= -math.log(RISK)
+        return bet(odds - self.witness.further * (odds != 0)).item() >= -math.log(RISK_AGAINST)
 
     def _pooled(self, mean: Tensor, n: int) -> _Reading:
         centre, spread, logits = self._read(mean.unsqueeze(0), torch.tensor([float(n)], device=mean.device))
@@ -145,26 +189,27 @@ class Detector:
         return _Reading(centre=centre[0], spread=spread[0], norm=norm, harmless=harmless, n=n,
                         logit=logits[0, 1].item())
 
-    def _strongest(self, evidence: Tensor) -> _Reading:
-        """The whole, or the attack among harmless changes, or the strongest group of it."""
+    def _strongest_by_pixels(self, evidence: Tensor) -> tuple[Tensor, _Reading]:
+        """The rows and the reading of the whole, or of the attack among harmless changes, or of its strongest group."""
         whole, smallest = self._pooled(evidence.mean(0), len(evidence)), least(len(evidence))
+        rows = torch.arange(len(evidence), device=evidence.device)
         if len(evidence) < 2 * smallest:
-            return whole
+            return rows, whole
         centre, spread, logits = self._read(evidence, torch.ones(len(evidence), device=evidence.device))
         if whole.harmless:
             order, groups = self._parts(evidence, -logits[:, 1], smallest)
             attack = next((group for group in groups if group.logit < self.settings.attack_logit), None)
             if attack is None:
-                return whole
-            order, whole = order[: attack.n], attack
-            evidence, centre, spread = evidence[order], centre[order], spread[order]
+                return rows, whole
+            rows, whole = order[: attack.n], attack
+            evidence, centre, spread = evidence[rows], centre[rows], spread[rows]
         order, groups = self._parts(evidence, centre[:, 0], smallest)
         best = whole
         for group in groups:
             over = excess(group.centre[0], best.centre[0], spread[order[: group.n], 0].median()).item()
             if not group.harmless and over > self.settings.apart[whole.norm]:
                 best = group
-        return best
+        return rows[order[: best.n]], best
 
     def _parts(self, evidence: Tensor, key: Tensor, smallest: int) -> tuple[Tensor, list[_Reading]]:
         """The order of the rows by `key`, and the readings of nested first parts of it."""
@@ -191,7 +236,7 @@ class Detector:
     def save(self, folder: Path | str) -> None:
         """Write `detector.safetensors` and `detector.json` into an existing folder."""
         folder = Path(folder)
-        nets = {"scorer": self.scorer, "strength": self.strength_net}
+        nets = {"scorer": self.scorer, "strength": self.strength_net, "witness": self.witness}
         weights = {
             f"{name}.{key}": value.detach().cpu().contiguous()
             for name, net in nets.items()
@@ -218,12 +263,12 @@ class Detector:
             settings = Settings(**card)
             weights = load_file(folder / WEIGHTS)
             count = feature_count(settings.channels)
-            nets = {"scorer": Scorer(count), "strength": StrengthNet(count)}
+            nets = {"scorer": Scorer(count), "strength": StrengthNet(count), "witness": Witness()}
             for name, net in nets.items():
                 prefix = f"{name}."
                 net.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
             device = next(model.parameters()).device
-            return cls(nets["scorer"].to(device), nets["strength"].to(device), settings)
+            return cls(model, *(net.to(device) for net in nets.values()), settings)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise ArtifactError(f"{folder}: the detector cannot be read ({error}): fit it again") from None
 

@@ -12,17 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redoubt.detection.benign import BENIGN, benign
+from redoubt.detection.benign import BENIGN, NOISE, benign
 from redoubt.detection.detector import Detector, Settings
 from redoubt.detection.features import features
 from redoubt.detection.group_calibration import calibrate_groups
 from redoubt.detection.networks import Scorer
 from redoubt.detection.rehearsal import KINDS, Dice, fit_surrogate, rehearse
 from redoubt.detection.strength import HARMLESS, Rehearsed, calibrate, fit_strength
+from redoubt.detection.witness import MEASURES, Witness, bet, calibrate_witness, fit_witness, measures
 from redoubt.errors import InvalidInput
 
 CONFIDENCE = 0.99    # of `null_rate`
 _LARGE = 2_000_000   # weights; beyond this each gradient on a CPU costs tens of milliseconds
+_ASKED = 8           # inputs of each attack block that the model is asked about
+_AMOUNTS = (0.25, 0.6, 1.0)   # of each harmless change that it is asked about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class FitConfig:
         l2: range of epsilon in L2, as a multiple of the square root of the number of pixel values.
         score_epochs: passes of the scorer over all rehearsed inputs.
         strength_steps: optimiser steps of the strength network.
+        smallest: pixels a side from which the model's evidence is asked for; smoothing leaves less nothing to compare.
+        noise: pictures under each kind and amount of harmless change, of which the model is asked about half at most.
     """
 
     blocks: int = 720
@@ -44,9 +49,11 @@ class FitConfig:
     l2: tuple[float, float] = (0.01, 0.15)
     score_epochs: int = 5
     strength_steps: int = 1500
+    noise: int = 128
+    smallest: int = 16
 
     def __post_init__(self) -> None:
-        least = {"blocks": 8 * len(KINDS), "block_size": 8, "score_epochs": 1, "strength_steps": 1}
+        least = {"blocks": 8 * len(KINDS), "block_size": 8, "score_epochs": 1, "strength_steps": 1, "noise": 16}
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise InvalidInput(f"{name} must be at least {value}, not {getattr(self, name)}")
@@ -56,7 +63,7 @@ class FitConfig:
         """The amount that pays: fewer blocks from few pictures, and from a large network without a GPU."""
         device = next(model.parameters()).device
         if device.type == "cpu" and sum(weight.numel() for weight in model.parameters()) > _LARGE:
-            return cls(blocks=96, block_size=16, strength_steps=700)
+            return cls(blocks=96, block_size=16, strength_steps=700, noise=32)
         return cls() if pictures >= 1000 else cls(blocks=360, strength_steps=700)
 
 
@@ -100,7 +107,7 @@ def fit(
 
     surrogate = fit_surrogate(twin, x, seed=seed)
     report("surrogate")
-    attacks = _rehearse(twin, surrogate, x, y, levels, seed, config)
+    attacks, asked = _rehearse(twin, surrogate, x, y, levels, seed, config)
     report("rehearsal")
     harmless, weights = _harmless(x, levels, seed)
     scorer = _fit_scorer(attacks, harmless, weights, seed, config)
@@ -113,14 +120,23 @@ def fit(
     quantiles, l2_logit, harmless_logit = calibrate(net, blocks, suspects, scorer, levels=levels, seed=seed)
     apart, attack_logit = calibrate_groups(net, blocks, suspects, scorer, levels=levels, seed=seed)
     report("strength")
+    flagged = asked[blocks.usable[: len(asked), : asked.shape[1]]]
+    asks, witness, power = x.shape[-1] >= config.smallest and len(flagged) >= 32, Witness(), {}
+    if asks:
+        noise = [_noise(twin, part, levels, scorer, threshold, seed + index, config)
+                 for index, part in enumerate((x, calibration[0].to(device)))]
+        witness, power = _witness(flagged, *noise, seed)
+    report("witness")
     ranges = _ranges(x, levels, config)
     settings = Settings(
         channels=x.shape[1], levels=levels, fpr=fpr, threshold=threshold, null_rate=null_rate,
         calibrated_on=len(calibration[0]), l2_logit=l2_logit, harmless_logit=harmless_logit, attack_logit=attack_logit,
         apart=apart, quantiles=quantiles, lowest=[least for least, _ in ranges], highest=[most for _, most in ranges],
-        fitted={"seed": seed, "pictures": len(x), "blocks": len(blocks.norm), "seconds": report.seconds},
+        asks=asks,
+        fitted={"seed": seed, "pictures": len(x), "blocks": len(blocks.norm), "seconds": report.seconds,
+                "witness": power},
     )
-    return Detector(scorer, net, settings)
+    return Detector(twin, scorer, net, witness, settings)
 
 
 class _Stages:
@@ -143,24 +159,28 @@ def _ranges(x: Tensor, levels: int, config: FitConfig) -> tuple[tuple[float, flo
     return (min(max(lowest, 0.75 / levels), highest / 2), highest), (config.l2[0] * pixels, config.l2[1] * pixels)
 
 
-def _rehearse(model, surrogate, x, y, levels, seed, config: FitConfig) -> Rehearsed:
-    """Features of all attack blocks of both norms."""
+def _rehearse(model, surrogate, x, y, levels, seed, config: FitConfig) -> tuple[Rehearsed, Tensor]:
+    """Features of all attack blocks of both norms, and the model's `measures` of the first `_ASKED` inputs of each."""
     ranges = _ranges(x, levels, config)
     plans = (("Linf", config.blocks, ranges[0]), ("L2", config.blocks // 3, ranges[1]))
-    seen, real, logs, norms, kinds = [], [], [], [], []
+    seen, asked, real, logs, norms, kinds = [], [], [], [], [], []
     for index, (norm, blocks, epsilon) in enumerate(plans):
         for block in rehearse(model, surrogate, x, y, blocks=blocks, size=config.block_size, levels=levels, norm=norm,
                               epsilon=epsilon, seed=seed + index):
             seen.append(features(block.x))
+            asked.append(block.x[:_ASKED])
             # A saturated softmax has no gradient: such an input stays as it was and is no attack.
             real.append(block.threat.size(block.x - block.clean) > 0.4 * block.threat.epsilon)
             logs.append(math.log(block.threat.epsilon))
             norms.append(index)
             kinds.append(KINDS.index(block.kind))
-    return Rehearsed(
+    rehearsed = Rehearsed(
         features=torch.stack(seen), usable=torch.stack(real), log_epsilon=torch.tensor(logs, device=x.device),
         norm=torch.tensor(norms, device=x.device), kind=torch.tensor(kinds, device=x.device),
     )
+    if x.shape[-1] < config.smallest:
+        return rehearsed, torch.zeros(0, 0, MEASURES, device=x.device)
+    return rehearsed, _measured(model, torch.cat(asked)).unflatten(0, (len(asked), -1))
 
 
 def _harmless(x: Tensor, levels: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -175,6 +195,38 @@ def _harmless(x: Tensor, levels: int, seed: int) -> tuple[Tensor, Tensor]:
             seen.append(features(benign(kind, x, levels=levels, generator=generator)))
             weights.append(torch.full((len(x),), 4.0 if kind == "clean" else 0.6, device=x.device))
     return torch.cat(seen), torch.cat(weights)
+
+
+def _witness(attacked: Tensor, learned: dict, held_out: dict, seed: int) -> tuple[Witness, dict]:
+    """The model's witness, and facts about it for people: its biases, and what a bet on one attacked input gains.
+
+    Args:
+        attacked: `measures` of flagged attacked inputs.
+        learned, held_out: the same of harmlessly changed pictures, by kind, to learn from and to calibrate with.
+    """
+    witness = fit_witness(attacked, torch.cat(list(learned.values())), seed=seed)
+    calibrate_witness(witness, held_out, NOISE)
+    gain = bet(witness.testimony(attacked)).item() / len(attacked)
+    return witness, {"bias": witness.bias.item(), "further": witness.further.item(), "gain": gain}
+
+
+def _noise(model, x: Tensor, levels: int, scorer: Scorer, threshold: float, seed: int, config: FitConfig) -> dict:
+    """`measures` of harmlessly changed pictures that are flagged, or of the most suspicious eighth, by kind."""
+    dice, sent = Dice(seed + 11), []
+    for kind in BENIGN:
+        for amount in _AMOUNTS:
+            rows = dice.rows(len(x), config.noise).to(x.device)
+            changed = benign(kind, x[rows], levels=levels, generator=dice.generator, amount=amount)
+            logit = scorer(features(changed))
+            worst = logit.topk(max(config.noise // 8, int((logit > threshold).sum()))).indices
+            sent.append(changed[worst[: config.noise // 2]])
+    parts = _measured(model, torch.cat(sent)).split([len(part) for part in sent])
+    count = len(_AMOUNTS)
+    return {kind: torch.cat(parts[i * count : (i + 1) * count]) for i, kind in enumerate(BENIGN)}
+
+
+def _measured(model, x: Tensor) -> Tensor:
+    return torch.cat([measures(model, part) for part in x.split(256)])
 
 
 def _changed(x: Tensor, levels: int, scorer: Scorer, threshold: float, seed: int, config: FitConfig) -> Tensor:

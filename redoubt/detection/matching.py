@@ -27,12 +27,14 @@ class Decision:
         threat: the matched threat model; None where there is too little evidence to name one, or no attack.
         reason: why, in words for people.
         capped: the attack is stronger than the ceiling allows to train for: people should look.
+        shift: a change without malice, shown to people and never answered.
     """
 
     retrain: bool
     threat: ThreatModel | None
     reason: str
     capped: bool = False
+    shift: bool = False
 
 
 def match(strength: Strength, *, floor: float = FLOOR, ceiling: float = CEILING, ratio: float = RATIO) -> float:
@@ -75,8 +77,8 @@ def decide(
         minimum: how many flagged inputs must stand behind the strength.
 
     Returns:
-        `retrain` only when there are enough inputs and `strength.low` exceeds what the champion covers in that norm, so
-        that noise in the estimate never climbs the grid.
+        `retrain` only when there are enough inputs, `strength.low` exceeds what the champion covers in that norm, so
+        that noise in the estimate never climbs the grid, and the model itself bears witness of an attack.
 
     Raises:
         InvalidInput: as `match` does, and for a minimum below 1.
@@ -88,7 +90,7 @@ def decide(
         return Decision(retrain=False, threat=None, reason=f"{have} of {minimum} flagged inputs needed for a decision")
     if strength.harmless:
         reason = f"{strength.n} flagged inputs look like noise or a new camera, not like an attack: shift"
-        return Decision(retrain=False, threat=None, reason=reason)
+        return Decision(retrain=False, threat=None, reason=reason, shift=True)
     covered = tuple(covered)
     threat = ThreatModel(strength.norm, match(strength, floor=floor, ceiling=ceiling, ratio=ratio))
     have = covered_epsilon(covered, strength.norm)
@@ -98,6 +100,9 @@ def decide(
     if strength.low <= have:
         reason = f"{measured} lies within the {have:.4g} that the champion covers{note}"
         return Decision(retrain=False, threat=threat, reason=reason, capped=capped)
+    if not strength.witnessed:
+        reason = f"{measured}, but these changes do no more to the model than random ones: shift"
+        return Decision(retrain=False, threat=None, reason=reason, shift=True)
     if threat.epsilon <= have:
         reason = f"{measured} exceeds the {have:.4g} that the champion covers, which is already the ceiling{note}"
         return Decision(retrain=False, threat=threat, reason=reason, capped=capped)

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-EVIDENCE = 64   # numbers kept for each flagged input: a learned projection and, last, the squashed score
+PIXELS = 63     # numbers of pixel evidence kept for each input: a learned projection and, last, the squashed score
+EVIDENCE = PIXELS + 1   # and, behind them, the model's evidence: log odds of an attack; 0 where it was not asked
 NORMS = ("Linf", "L2")   # the order of the strength network's outputs
 
 
@@ -56,21 +57,21 @@ class StrengthNet(nn.Module):
     def __init__(self, count: int, *, hidden: int = 128, folds: int = 4):
         super().__init__()
         self.folds = folds
-        self.project = nn.Linear(count, EVIDENCE - 1)
+        self.project = nn.Linear(count, PIXELS - 1)
         self.heads = nn.Sequential(
-            _Stack(folds, EVIDENCE + 1, hidden), nn.GELU(), _Stack(folds, hidden, hidden), nn.GELU(),
+            _Stack(folds, PIXELS + 1, hidden), nn.GELU(), _Stack(folds, hidden, hidden), nn.GELU(),
             _Stack(folds, hidden, 2 * len(NORMS) + 2),
         )
 
     def evidence(self, standardised: Tensor, logit: Tensor) -> Tensor:
-        """Standardised features [..., F] and logits [...] to evidence [..., EVIDENCE]; linear, but for the score."""
+        """Standardised features [..., F] and logits [...] to evidence [..., PIXELS]; linear, but for the score."""
         return torch.cat([self.project(standardised), torch.tanh(logit / 8).unsqueeze(-1)], -1)
 
     def forward(self, pooled: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Read campaigns.
 
         Args:
-            pooled: mean evidence, [B, EVIDENCE].
+            pooled: mean pixel evidence, [B, PIXELS].
             n: inputs behind each mean, [B].
 
         Returns:

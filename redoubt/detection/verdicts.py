@@ -37,6 +37,7 @@ class Strength:
         low, high: one-sided 99 % bounds of it, the bias between kinds of attack and half a lattice step included.
         n: how many inputs were judged; a group that stands apart may be as small as 16 of them.
         harmless: the inputs look like noise or another change without malice; then the bounds mean nothing.
+        witnessed: the changes do to the classifier what random ones would not; without that nothing is retrained.
     """
 
     norm: str
@@ -45,3 +46,4 @@ class Strength:
     high: float
     n: int
     harmless: bool = False
+    witnessed: bool = True

@@ -145,3 +145,15 @@ def test_the_real_fashion_mnist_is_prepared_whole(tmp_path):
     assert prepared.metadata["shape"] == [1, 28, 28]
     assert prepared.metadata["mean"][0] == pytest.approx(0.286, abs=0.002)   # as published for this dataset
     assert np.bincount(prepared.arrays("test")[1]).tolist() == [1000] * 10
+
+
+def test_a_group_is_never_divided_between_splits(tmp_path):
+    images, labels = numbered(900)
+    groups = np.arange(900) // 7
+    whole = Source(name="numbered", classes=("a", "b", "c"), train_images=images, train_labels=labels, groups=groups)
+    prepared = prepare(whole, tmp_path / "data", seed=5)
+    parts = {split: numbers(prepared, split) for split in SPLITS}
+    assert sum(map(len, parts.values())) == 900 == len(set().union(*parts.values()))
+    owners = [{number // 7 for number in part} for part in parts.values()]
+    assert sum(map(len, owners)) == len(set().union(*owners))
+    assert all(abs(len(parts[name]) - size) <= 21 for name, size in split_sizes(900 - len(parts["test"])).items())

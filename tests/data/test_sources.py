@@ -95,7 +95,7 @@ def test_a_corrupt_idx_file_is_refused_by_name(tmp_path, name, data):
 
 @pytest.mark.parametrize("name", ["fashion", "", "folder:", "npz:", "DIGITS", "folder"])
 def test_an_unknown_dataset_names_the_valid_ones(name):
-    with pytest.raises(InvalidInput, match=r"cifar10, cifar100, digits, fashion-mnist, mnist, folder:PATH, npz:PATH"):
+    with pytest.raises(InvalidInput, match="digits, fashion-mnist, mnist, photo-patches, folder:PATH, npz:PATH"):
         load_source(name)
 
 
@@ -228,3 +228,24 @@ def test_the_digits_have_seventeen_levels():
     source = load_source("digits")
     assert source.train_images.shape == (1797, 1, 8, 8)
     assert (source.levels, source.train_images.max()) == (16, 16)
+
+
+def test_photo_patches_come_from_blocks_that_share_no_pixel():
+    pytest.importorskip("skimage")
+    source = load_source("photo-patches")
+    assert source.train_images.shape[1:] == (3, 32, 32) and len(source.classes) == 10
+    assert (np.bincount(source.train_labels) >= 25).all()
+    one = source.groups == 0
+    assert one.sum() == 25 and len(set(source.train_labels[one])) == 1
+    # Neighbours in one row of a block are eight pixels apart, and the first block begins the photograph.
+    first, second = source.train_images[one][:2]
+    assert (first[:, :, 8:] == second[:, :, :-8]).all()
+
+
+def test_photo_patches_without_their_package_say_what_to_install(monkeypatch):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "skimage" else real(name))
+    with pytest.raises(InvalidInput, match="pip install scikit-image"):
+        load_source("photo-patches")

@@ -11,6 +11,7 @@ from redoubt.attacks import fgsm, on_lattice, pgd
 from redoubt.detection import Detector, decide, match
 from redoubt.detection.benign import benign
 from redoubt.detection.groups import excess, least, nested, upper_means
+from redoubt.detection.networks import PIXELS
 from redoubt.threat import ThreatModel
 
 WEAK, STRONG = 0.12, 0.35
@@ -34,7 +35,7 @@ def seen(digits, digits_model, digits_detector):
 
 def pooled(detector: Detector, evidence: torch.Tensor) -> float:
     """The estimate of the plain mean, without any group."""
-    reading = detector._pooled(evidence.mean(0), len(evidence))
+    reading = detector._pooled(evidence[:, :PIXELS].mean(0), len(evidence))
     return reading.centre[reading.norm].exp().item()
 
 
@@ -72,10 +73,10 @@ def test_harmless_pictures_hide_no_attack(digits, digits_detector, seen):
     x, noise = digits.tensors("test")[0], torch.Generator().manual_seed(5)
     decoys = digits_detector.assess(benign("steps", x, levels=16, generator=noise, amount=0.8)).evidence[:48]
     mixed = torch.cat([decoys, seen["pgd", STRONG][:48]])
-    assert digits_detector._pooled(mixed.mean(0), 96).harmless
+    assert digits_detector._pooled(mixed[:, :PIXELS].mean(0), 96).harmless
     # So few rehearsed blocks vouch for no bound but a wide one; a usual one is taken here.
-    usual = Detector(digits_detector.scorer, digits_detector.strength_net,
-                     replace(digits_detector.settings, attack_logit=-2.0))
+    usual = Detector(digits_detector.model, digits_detector.scorer, digits_detector.strength_net,
+                     digits_detector.witness, replace(digits_detector.settings, attack_logit=-2.0))
     assert usual.campaign(decoys).harmless
     strength = usual.campaign(mixed)
     assert not strength.harmless and strength.low > 0.2 and strength.n == 96

@@ -91,3 +91,10 @@ def test_decide_refuses_bad_values():
         decide(strength(), (), minimum=0)
     with pytest.raises(InvalidInput):
         decide(strength(), (), ratio=2)
+
+
+def test_changes_that_do_nothing_to_the_model_are_shift():
+    decision = decide(strength(0.1, witnessed=False), ())
+    assert not decision.retrain and decision.shift and "random" in decision.reason
+    covered = decide(strength(0.1, witnessed=False), (ThreatModel("Linf", 0.2),))
+    assert not covered.retrain and not covered.shift   # an attack that a robust champion shrugs off stays an attack

@@ -1,0 +1,118 @@
+"""The model's evidence: attacks bear witness, noise of the same size does not, and clean inputs cost nothing."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from redoubt.attacks import fgsm, on_lattice, pgd
+from redoubt.detection import Budget, decide, fit
+from redoubt.detection.networks import PIXELS
+from redoubt.detection.witness import MEASURES, RISK, Witness, bet, calibrate_witness, fit_witness, measures
+from redoubt.threat import ThreatModel
+
+
+@pytest.fixture(scope="module")
+def digits_detector(digits, digits_model, small):
+    """Asked in spite of the size: it is the only data set that is here at once."""
+    return fit(digits_model, digits.tensors("detector_fit"), digits.tensors("calibration"), levels=16,
+               config=replace(small, smallest=8))
+
+
+def sent(digits, model, change: str, size: float) -> torch.Tensor:
+    x, y = digits.tensors("test")
+    noise = torch.Generator().manual_seed(7)
+    if change in ("fgsm", "pgd"):
+        attack = fgsm if change == "fgsm" else pgd
+        return on_lattice(attack(model, x, y, ThreatModel("Linf", size), generator=noise), 16)
+    return on_lattice((x + size * torch.randn(x.shape, generator=noise).sign()).clamp(0, 1), 16)
+
+
+@pytest.mark.parametrize(("change", "size", "attack"), [
+    ("fgsm", 0.15, True), ("pgd", 0.15, True), ("sign", 0.1, False), ("sign", 0.2, False),
+])
+def test_attacks_bear_witness_and_noise_does_not(digits, digits_model, digits_detector, change, size, attack):
+    verdicts = digits_detector.assess(sent(digits, digits_model, change, size))
+    evidence = verdicts.evidence[verdicts.is_adversarial]
+    strength = digits_detector.campaign(evidence)
+    assert strength.witnessed is attack
+    assert decide(strength, ()).retrain is attack
+
+
+def test_the_model_is_asked_about_flagged_inputs_only(digits, digits_model, digits_detector):
+    x = torch.cat([digits.tensors("test")[0][:100], sent(digits, digits_model, "pgd", 0.2)[:20]])
+    asked = []
+    model = nn.Sequential(digits_model)
+    model.register_forward_hook(lambda module, inputs, output: asked.append(len(inputs[0])))
+    detector = copy.copy(digits_detector)
+    detector.model = model.eval()
+    verdicts = detector.assess(x)
+    flagged = verdicts.is_adversarial
+    assert 0 < flagged.sum() < 40 and set(asked) == {int(flagged.sum())}
+    assert (verdicts.evidence[~flagged, PIXELS] == 0).all() and (verdicts.evidence[flagged, PIXELS] != 0).all()
+    asked.clear()
+    detector.assess(x[:100][~flagged[:100]])
+    assert not asked
+
+
+def test_a_flood_cannot_spend_more_than_the_budget(digits, digits_model, digits_detector):
+    detector, x = copy.copy(digits_detector), sent(digits, digits_model, "pgd", 0.2)[:64]
+    detector.budget = Budget(first=5, share=1 / 16)
+    asked = [int((detector.assess(x).evidence[:, PIXELS] != 0).sum()) for _ in range(3)]
+    assert asked == [9, 0, 8]   # the reserve, a rest, and a clump again
+    budget = Budget(first=2, most=10, share=0.5)
+    assert [budget.take(*call) for call in ((0, 3), (8, 3), (1000, 3), (0, 100), (2, 1))] == [2, 0, 3, 7, 0]
+
+
+def test_measures_do_not_depend_on_the_batch_or_on_how_they_are_asked(digits, digits_model):
+    x, model = digits.tensors("test")[0][:6], copy.deepcopy(digits_model).requires_grad_(True)
+    whole = measures(model, x)
+    assert whole.shape == (6, MEASURES) and whole.isfinite().all()
+    torch.testing.assert_close(torch.cat([measures(model, one.unsqueeze(0)) for one in x]), whole, rtol=1e-3, atol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(measures(model, x), whole)
+    assert all(weight.grad is None for weight in model.parameters())
+    assert measures(model, x[:0]).shape == (0, MEASURES)
+
+
+def test_a_constant_model_gives_finite_measures():
+    class Constant(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :3] * 0
+
+    assert measures(Constant(), torch.rand(3, 1, 8, 8)).isfinite().all()
+
+
+def test_noise_wins_no_bet_on_average_and_attacks_do():
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(n, at):
+        return torch.randn(n, MEASURES, generator=generator) + at
+
+    net = fit_witness(drawn(400, 0.4), drawn(400, 0.0), seed=0, steps=150)
+    calibrate_witness(net, {"some": drawn(400, 0.0), "others": drawn(400, 0.1), "harmless": drawn(400, 0.2)},
+                      ("some", "others"))
+    assert net.bias > 0 and net.further > 0
+    for at in (0.0, 0.1):
+        won = [bet(net.testimony(drawn(64, at))).item() >= -math.log(RISK) for _ in range(300)]
+        assert sum(won) <= 1
+    assert bet(net.testimony(drawn(64, 0.4))) >= -math.log(RISK)
+
+
+def test_without_evidence_nothing_is_won_or_lost():
+    assert bet(torch.zeros(50)).item() == 0
+    assert (Witness()(torch.randn(5, MEASURES)) == 0).all()
+
+
+def test_small_pictures_leave_the_decision_to_the_pixels(digits, digits_model, digits_detector):
+    silent = copy.copy(digits_detector)
+    silent.settings = replace(digits_detector.settings, asks=False)
+    verdicts = silent.assess(sent(digits, digits_model, "pgd", 0.3))
+    assert (verdicts.evidence[:, PIXELS] == 0).all()
+    strength = silent.campaign(verdicts.evidence[verdicts.is_adversarial])
+    assert strength.witnessed and decide(strength, ()).retrain
