@@ -40,6 +40,8 @@ def throughput(report: Report, work: Path) -> None:
                         body = "binary tensors" if binary else "JSON"
                         if found is not None:
                             figures[architecture, batch, binary, name] = found
+                            report.say(f"  {name}, {architecture}, batch {batch}, {body}: {found[0]:.4g} requests/s, "
+                                       f"p99 {found[2]:.3g} ms, CPU {found[3]:.3g} ms")
                         elif name.startswith("redoubt"):
                             report.require(False, f"{name} failed: {architecture}, batch {batch}, {body}")
                         else:
