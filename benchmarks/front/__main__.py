@@ -3,7 +3,7 @@
 Each row is one recipe: objective, plug-ins, network and epochs. It trains in a process of its own, whose whole wall
 time counts: imports, reading the data, validation. Then clean accuracy on the whole test split, and PGD-20 (where an
 image counts as fooled when any iterate fools the model) and AutoAttack (Croce & Hein 2020, through pyautoattack) on the
-first 1,000 test images, with a 95 % interval. Networks and settings were tried out on the gate split.
+first 1,000 test images (`--images`), with a 95 % interval. Networks and settings were tried out on the gate split.
 
 Asked for: one recipe with AutoAttack >= 70 % and clean >= 85 % in at most 600 s of training on two cores. `cpu s` is
 the processor time behind `train s`: far below threads x seconds, other programs took their share, and the wall time
@@ -57,7 +57,8 @@ def compare(report: Report, recipes: Sequence[Recipe], prepared: Prepared) -> tu
     All trainings come before the first AutoAttack: of two calls that are cut off, the first then has the times.
     """
     given, rows, left = report.given, [], []
-    n, extra = (QUICK_IMAGES, ["--quick"]) if given.quick else (IMAGES, [])
+    n = given.images or (QUICK_IMAGES if given.quick else IMAGES)
+    extra = ["--quick"] if given.quick else []
 
     def late() -> bool:
         return time.perf_counter() - report.start > 60 * given.minutes
@@ -103,10 +104,14 @@ def main() -> int:
         __doc__, only={"nargs": "+", "metavar": "RECIPE", "help": "these recipes alone"},
         minutes={"type": float, "default": 45, "metavar": "M", "help": "start no new part after (default 45)"},
         plot={"type": Path, "metavar": "FILE", "help": "draw the front (.svg or .png)"},
+        images={"type": int, "metavar": "N", "help": "attack the first N test images (default 1,000; quick: 16)"},
         no_attack={"action": "store_true", "help": "train and run PGD-20, leave AutoAttack for another call"},
         cell={"help": argparse.SUPPRESS},
     )
     recipes = QUICK if given.quick else RECIPES
+    if given.images is not None and given.images < 1:
+        print(f"--images must be at least 1, not {given.images}", file=sys.stderr)
+        return 2
     if unknown := set(given.only or ()) - {recipe.name for recipe in recipes}:
         print(f"unknown recipe {', '.join(sorted(unknown))}: valid ones are "
               f"{', '.join(recipe.name for recipe in recipes)}", file=sys.stderr)
@@ -122,6 +127,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     report.say(table(HEADER, [line(row) for row in rows]))
+    if rows:
+        report.say(f"n = {rows[0]['n_clean']:,} test images clean, {rows[0]['n']:,} attacked")
     report.figures |= {"target": TARGET, "rows": rows}
     for name in left:
         report.require(False, f"{name} was not measured in this call: call again")
@@ -130,6 +137,7 @@ def main() -> int:
         report.require(False, "AutoAttack was left for another call: nothing is judged")
     elif not given.quick:
         judge(report, done)
+        report.require(done[0]["n"] >= IMAGES, f"only {done[0]['n']} images were attacked, {IMAGES:,} are asked for")
     if done and given.plot:
         draw_front(done, TARGET, given.plot)
     return report.close()
