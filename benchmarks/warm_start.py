@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cells import cell, code_key
+from benchmarks.cells import cell, cell_file, code_key
 from benchmarks.common import Report, arguments, prepared, table
 from components.train import step
-from redoubt.bundle import Bundle, write_bundle
+from redoubt.bundle import open_bundle, write_bundle
 from redoubt.data import Prepared
 from redoubt.models import build
 from redoubt.training import config, validate
@@ -30,20 +30,29 @@ CODE = ("redoubt/training", "redoubt/models", "redoubt/attacks", "redoubt/threat
 validate.STEPS = 20   # the looks that choose the weights are the curve, too
 
 
-def runs(data: Prepared, seed: int) -> dict[str, list[dict]]:
-    """Histories of the champion, of the run from scratch, of the warm start, and of the same from random weights."""
-    with tempfile.TemporaryDirectory() as folder:
-        def go(name: str, **asked) -> tuple[Bundle, list[dict]]:
-            bundle = step.run(data.folder, Path(folder) / name, epsilon=EPSILON, seed=seed, **asked)
-            return bundle, bundle.manifest["training"]["history"]
+def runs(data: Prepared, key: dict) -> dict[str, list[dict]]:
+    """Histories of the champion, of the run from scratch, of the warm start, and of the same from random weights.
 
-        champion, before = go("champion", objective="standard")
+    Each is a cell of its own; the champion's bundle is kept beside them.
+    """
+    seed, kept = key["seed"], cell_file("warm_start", key | {"run": "champion"}, ".bundle")
+    with tempfile.TemporaryDirectory() as folder:
+        def go(name: str, out: Path, **asked) -> list[dict]:
+            def train() -> dict:
+                bundle = step.run(data.folder, out, epsilon=EPSILON, seed=seed, **asked)
+                return {"history": bundle.manifest["training"]["history"]}
+
+            return cell("warm_start", key | {"run": name}, train)["history"]
+
+        before = go("champion", kept, objective="standard")
+        champion = open_bundle(kept)
         torch.manual_seed(seed)
         unknowing = write_bundle(Path(folder) / "random", build(champion.architecture), classes=champion.classes,
                                  threats=(), objective="standard")
-        return {"champion": before, "from scratch": go("scratch")[1],
-                "warm start": go("warm", start=str(champion.folder))[1],
-                "same, random weights": go("control", start=str(unknowing.folder))[1]}
+        return {"champion": before,
+                "warm start": go("warm", Path(folder) / "warm", start=str(kept)),
+                "from scratch": go("scratch", Path(folder) / "scratch"),
+                "same, random weights": go("control", Path(folder) / "control", start=str(unknowing.folder))}
 
 
 def reached(history: list[dict], accuracy: float) -> float | None:
@@ -83,7 +92,7 @@ def main() -> int:
     for seed in range(args.seed, args.seed + args.seeds):
         key = {"code": code_key(*CODE), "data": data.checksum, "seed": seed, "quick": args.quick,
                "hardware": report.figures["hardware"]}
-        found = cell("warm_start", key, lambda seed=seed: runs(data, seed))
+        found = runs(data, key)
         report.say(f"\nseed {seed}, {data.metadata['dataset']}, n = {data.metadata['splits']['validation']['n']}")
         report.figures[f"seed {seed}"] = judge(report, found) | {"histories": found}
     return report.close()
