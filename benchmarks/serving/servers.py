@@ -23,6 +23,7 @@ from redoubt.detection import FitConfig, fit
 from redoubt.detection.detector import SIZES, Detector, Settings
 from redoubt.detection.features import feature_count
 from redoubt.detection.networks import Scorer, StrengthNet
+from redoubt.detection.witness import Witness
 from redoubt.models import Architecture, build
 from redoubt.registry import Registry
 from redoubt.threat import ThreatModel
@@ -84,20 +85,21 @@ class Running:
 
 
 def random_version(folder: Path, architecture: str, channels: int, size: int, seed: int) -> Bundle:
-    """A version with random weights and a random detector that flags nothing: for figures of speed, where what a model
-    has learned does not matter."""
+    """A version with random weights and a random detector that flags nothing: for figures of speed of clean traffic,
+    where what a model has learned does not matter."""
     torch.manual_seed(seed)
     shape = Architecture(
         name=architecture, num_classes=10, channels=channels, size=size, mean=(0.3,) * channels, std=(0.4,) * channels
     )
-    write_bundle(folder, build(shape).eval(), classes=[str(n) for n in range(10)], threats=())
+    model = build(shape).eval()
+    write_bundle(folder, model, classes=[str(n) for n in range(10)], threats=())
     count = feature_count(channels)
     scorer = Scorer(count)
     scorer.scale.fill_(1.0)
-    Detector(scorer, StrengthNet(count), Settings(
+    Detector(model, scorer, StrengthNet(count), Witness(), Settings(
         channels=channels, levels=255, fpr=0.01, threshold=1e3, null_rate=0.02, calibrated_on=1000, l2_logit=0.0,
         harmless_logit=0.0, attack_logit=0.0, apart=[1.0, 1.0], quantiles=[[[-2.0, -1.0, 1.0, 2.0]] * len(SIZES)] * 2,
-        lowest=[0.01, 0.1], highest=[0.3, 3.0], fitted={},
+        lowest=[0.01, 0.1], highest=[0.3, 3.0], asks=True, fitted={},
     )).save(folder)
     return seal(folder)
 
