@@ -26,7 +26,7 @@ EPSILON = 0.1
 # fastest peer, to ART
 NETWORKS = {
     "compact-cnn": (128, 20, 51200, 2000, 1.2, None),
-    "preactresnet-18": (32, 6, 1536, 256, 1.8, 2.5),
+    "preactresnet-18": (32, 4, 768, 128, 1.8, 2.5),
 }
 QUICK = {"compact-cnn": (128, 5, 2560, 500), "preactresnet-18": (32, 1, 32, 32)}
 
@@ -44,7 +44,7 @@ def peers(report: Report) -> None:
         steps = 5
         with tempfile.TemporaryDirectory() as folder:
             file = _pictures(Path(folder) / "pictures.npz", name, pictures, tests, args)
-            found = _run(python, file, name, batch, few, steps, 1 if args.quick else 3, args)
+            found = _run(python, file, name, batch, few, steps, 1 if args.quick else 2, args)
         rate = {key: batch / min(times) for key, times in found["seconds"].items()}
         fastest = max(value for key, value in rate.items() if key != "redoubt")
         for key, value in rate.items():

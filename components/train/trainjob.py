@@ -84,7 +84,8 @@ def run(work, nodes: Nodes, progress: Callable[[dict], None], pulse: Callable[[i
             there["start"]["folder"] = str(folder / "start")
         if there["checkpoint"]:   # beside the job's folder: a next attempt finds it
             there["checkpoint"] = str(folder.parent / Path(there["checkpoint"]).name)
-        (folder / "work.json").write_text(json.dumps(there))
+        (folder / "work.new").write_text(json.dumps(there))
+        (folder / "work.new").replace(folder / "work.json")   # whole, or not there
         events = Events(folder / "events.jsonl", progress, pulse)
         try:
             follow(kubernetes or Kubernetes.in_cluster(), name, content(nodes, folder),
