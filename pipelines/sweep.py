@@ -24,7 +24,8 @@ from redoubt.errors import InvalidInput, RedoubtError
 from redoubt.threat import parse_epsilon
 
 NAME = "redoubt-sweep"
-LEFT_OUT = ("epsilon", "start", "from_scratch", "model_name", "tracking_uri", "cause", "parent", "claim", "fpr")
+LEFT_OUT = ("epsilon", "start", "from_scratch", "model_name", "tracking_uri", "cause", "parent", "claim", "fpr",
+            "policy")
 TAKEN = ("architecture", "objective", "norm", "also", "epochs", "steps", "lam", "plugins", "seed", "processes")
 
 

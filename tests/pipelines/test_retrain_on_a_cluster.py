@@ -32,7 +32,7 @@ def parent(tmp_path_factory) -> str:
     prepare(folder / "data", dataset="digits")
     bundle = train(folder / "data", folder / "bundle", objective="standard", epochs=1)
     registry = Registry(f"sqlite:///{folder / 'mlflow.db'}", "digits")
-    registry.promote(registry.register(bundle, metrics={}, parameters={}, tags={}))
+    registry.promote(registry.register(bundle, metrics={}, parameters={}, tags={}), override="a test")
     return registry.tracking_uri
 
 

@@ -117,7 +117,7 @@ def registered(digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("registry")
     bundle = step.run(digits.folder, folder / "parent", objective="standard", epochs=4)
     registry = Registry(f"sqlite:///{folder / 'mlflow.db'}", "digits")
-    registry.promote(registry.register(bundle, metrics={}, parameters={}, tags={}))
+    registry.promote(registry.register(bundle, metrics={}, parameters={}, tags={}), override="a test")
     return registry, bundle
 
 
