@@ -83,7 +83,8 @@ def progress(folder: Path) -> dict | None:
             continue   # the line that is being written, or the one that the seek cut
         latest = event
         row = steps.setdefault(name, {"step": name, "state": "running", "seconds": None})
-        row |= {"state": event.get("state", row["state"]), "seconds": event.get("seconds", row["seconds"])}
+        if "state" in event:   # further events of a step count seconds of their own
+            row |= {"state": event["state"], "seconds": event.get("seconds")}
     return {"steps": list(steps.values()), "latest": latest} if latest else None
 
 

@@ -62,7 +62,7 @@ def test_histogram_counts_every_value_once():
 def test_progress_reads_steps_in_order_and_skips_half_a_line(tmp_path):
     assert progress(tmp_path) is None
     rows = [{"step": "prepare_data", "state": "running"}, {"step": "prepare_data", "state": "done", "seconds": 1.5},
-            {"step": "train", "state": "running"}, {"step": "train", "epoch": 2, "robust_accuracy": 0.5}]
+            {"step": "train", "state": "running"}, {"step": "train", "epoch": 2, "seconds": 7, "robust_accuracy": 0.5}]
     (tmp_path / "progress.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": "tr')
     found = progress(tmp_path)
     assert found["steps"] == [{"step": "prepare_data", "state": "done", "seconds": 1.5},

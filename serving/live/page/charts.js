@@ -99,7 +99,7 @@ export function strength(into, found, matched, covered) {
   counts.forEach((count, i) => count && add(box, "rect", { x: x(i * edge), y: y(count), class: "bar",
     width: Math.max(1, x((i + 1) * edge) - x(i * edge) - 1), height: y(0) - y(count) }));
   for (const [value, look, text] of [[covered, 3, "covers"], [matched, 2, "matched"]]) if (value) {
-    const right = x(value) > W - 90;
+    const right = x(value) > W - 110;
     add(box, "line", { x1: x(value), x2: x(value), y1: TOP, y2: H - BOTTOM, class: `l${look} dash` });
     add(box, "text", { x: x(value) + (right ? -4 : 4), y: TOP + (look === 2 ? 10 : 24), class: `mark m${look}`,
       "text-anchor": right ? "end" : "start" }, `${text} ${value.toFixed(3)}`);
