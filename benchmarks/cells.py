@@ -10,7 +10,7 @@ import ast
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -67,10 +67,3 @@ def write_whole(file: Path, content: bytes) -> None:
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     part.write_bytes(content)
     part.replace(file)
-
-
-def forget(name: str, keep: Iterable[Path] = ()) -> None:
-    """Remove every cell called `name` but those in `keep`."""
-    for file in (RESULTS / name).glob("*"):
-        if file not in set(keep):
-            file.unlink()

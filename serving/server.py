@@ -23,6 +23,7 @@ from serving.home import take_home
 from serving.launcher import ChildProcessLauncher, Launcher, read_step
 from serving.ledger import SqliteLedger
 from serving.live.feed import Feed
+from serving.live.history import Counters
 from serving.model import LoadedModel
 from serving.operations import Operations
 from serving.problems import HomeUnusable, NotFound, Problems
@@ -249,9 +250,18 @@ class Server:
             self._stop.wait(max(0.0, time.monotonic() - began - 1))   # a slow disk is not asked more often
 
     def _show(self) -> None:
-        """Make the live page's next frame. A page without a frame is no reason to stop the clock."""
+        """Note the totals, and make the live page's next frame where somebody looks. A page without a frame is no
+        reason to stop the clock."""
+        loaded, monitor = self.engine.current, self.watch.monitor_status() or {}
         try:
-            self.feed.make(self.status(), self.engine.current, self.retrainer.folder_of)
+            self.feed.note(Counters(
+                at=time.time(), requests=self._total, failed=self._failed, inputs=monitor.get("distinct", 0),
+                flagged=monitor.get("flagged", 0), statistic=monitor.get("statistic"),
+                threshold=monitor.get("threshold"), campaign=self.watch.campaign_open(),
+                version=loaded.version if loaded else "",
+            ))
+            if self.feed.readers:
+                self.feed.make(self.status(), loaded, self.retrainer.folder_of)
         except (LedgerUnavailable, OSError, ValueError) as error:
             log.warning("the live page could not be brought up to date: %s", error)
 

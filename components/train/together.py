@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from components.signals import sigterm_raises
 from components.train.work import Work
 from redoubt import errors
 from redoubt.errors import InvalidInput, RedoubtError
@@ -83,23 +83,17 @@ def _follow(child: subprocess.Popen, events: Path, progress, pulse) -> None:
 @contextlib.contextmanager
 def _ended_with_us(child: subprocess.Popen):
     """Whatever ends this block, a SIGTERM included, ends the child first."""
-    def terminated(number, frame) -> None:
-        raise SystemExit(128 + number)
-
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, terminated) if main else None
-    try:
-        yield
-    finally:
-        if child.poll() is None:
-            child.terminate()   # torchrun passes it on to the processes
-            try:
-                child.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-        if main:
-            signal.signal(signal.SIGTERM, before)
+    with sigterm_raises():
+        try:
+            yield
+        finally:
+            if child.poll() is None:
+                child.terminate()   # torchrun passes it on to the processes
+                try:
+                    child.wait(GRACE)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
 
 
 def _cause(folder: Path, size: int, code: int) -> RedoubtError:

@@ -10,15 +10,14 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from components.signals import sigterm_raises
 from redoubt.cluster.errors import RETRYABLE, Conflict, NotFound
 from redoubt.cluster.kubernetes import POD, TRAIN_JOB, Kubernetes
 from redoubt.errors import RedoubtError
@@ -238,16 +237,10 @@ def _log(kubernetes: Kubernetes, name: str, seen: set[str], since: str, say: Cal
 @contextmanager
 def _removed(kubernetes: Kubernetes, name: str) -> Iterator[None]:
     """Whatever ends this block, a run that is canceled included, the TrainJob goes with it."""
-    def terminated(number, frame) -> None:
-        raise SystemExit(128 + number)
-
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, terminated) if main else None
     try:
-        yield
+        with sigterm_raises():
+            yield
     finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
         try:
             kubernetes.delete(TRAIN_JOB, name)
         except NotFound:

@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import tomllib
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
@@ -222,8 +222,3 @@ def _typed(name: str, value):
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", tuple: "a list",
              dict: "names with values"}
     raise InvalidInput(f"{name} must be {words[plain]}, not {value!r}")
-
-
-def as_text(settings: ClusterSettings) -> dict:
-    """The settings as plain values, for people to read; they hold no secret."""
-    return asdict(settings)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from redoubt.errors import InvalidInput
 from redoubt.training.weights import buffers_kept
 
-COMPILE = ("auto", "on", "off")
 BACKEND = "inductor"
 AFTER = 20           # steps before `auto` measures: the device is warm by then
 WORTH = 180.0        # seconds that the rest of a run must take uncompiled; compiling takes up to a minute

@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 from redoubt.detection import Verdicts
+from serving.launcher import PROGRESS
 from serving.live.history import Counters, History
 from serving.model import LoadedModel
 
 BINS = 24
 _ROWS = 50   # of campaigns, retraining runs and swaps that a page shows
 _PROGRESS_BYTES = 65536   # the end of a run's progress file that is read
-
-
-def counters(status: dict) -> Counters:
-    """The totals in a `/status` answer."""
-    monitor, champion = status["monitor"] or {}, status["champion"] or {}
-    return Counters(
-        at=time.time(), requests=status["requests"]["total"], failed=status["requests"]["failed"],
-        inputs=monitor.get("distinct", 0), flagged=monitor.get("flagged", 0), statistic=monitor.get("statistic"),
-        threshold=monitor.get("threshold"), version=champion.get("version", ""),
-        campaign=any(row["state"] == "open" for row in status["campaigns"]),
-    )
 
 
 def histogram(values: Iterable[float], bins: int = BINS) -> dict | None:
@@ -69,7 +59,7 @@ def progress(folder: Path) -> dict | None:
         {steps: [{step, state, seconds}], latest: the newest event}; None when nothing was written yet.
     """
     try:
-        with (folder / "progress.jsonl").open("rb") as file:
+        with (folder / PROGRESS).open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - _PROGRESS_BYTES))
             lines = file.read().splitlines()
     except OSError:
@@ -89,18 +79,22 @@ def progress(folder: Path) -> dict | None:
 
 
 class Feed:
-    """The latest frame for every open page, and the history. Frames are made once a second, however many look.
+    """The history, and the latest frame for every open page. Safe to use from every thread.
 
     Args:
         keep: strengths of flagged inputs that the histogram looks back on.
+
+    Attributes:
+        readers: pages that are open; without any, no frame need be made.
     """
 
     def __init__(self, keep: int = 512):
-        self.history = History()
+        self.history, self.readers, self.closed = History(), 0, False
         self._strengths: deque[float] = deque(maxlen=keep)
         self._lock = threading.Lock()
         self._number, self._frame = 0, "{}"
-        self.closed = False
+        self._row: list = []
+        self._campaign = False
 
     def observe(self, verdicts: Verdicts) -> None:
         """Keep the strengths of the flagged ones among N inputs."""
@@ -113,23 +107,42 @@ class Feed:
         with self._lock:
             self._strengths.clear()
 
+    def note(self, now: Counters) -> None:
+        """Take the totals down; call it once a second, whether a page is open or not."""
+        self._row = self.history.note(now)
+        if self._campaign and not now.campaign:
+            self.forget()
+        self._campaign = now.campaign
+
     def make(self, status: dict, loaded: LoadedModel | None, folder: Callable[[str], Path]) -> None:
-        """Make the next frame.
+        """Make the next frame, with the row that was noted last.
 
         Args:
             status: what `/status` shows.
             folder: from a retraining request's id to the folder of its files.
         """
-        row = self.history.note(counters(status))
         with self._lock:
             strengths = list(self._strengths)
         retrains = [request | {"progress": progress(folder(request["id"])) if request["state"] == "running" else None}
                     for request in status["retrains"][:_ROWS]]
-        frame = status | {"row": row, "strengths": histogram(strengths), "curve": curve(loaded), "retrains": retrains,
-                          "campaigns": status["campaigns"][:_ROWS], "swaps": status["swaps"][-_ROWS:]}
+        frame = status | {"row": self._row, "strengths": histogram(strengths), "curve": curve(loaded),
+                          "retrains": retrains, "campaigns": status["campaigns"][:_ROWS],
+                          "swaps": status["swaps"][-_ROWS:]}
         text = json.dumps(frame, allow_nan=False, separators=(",", ":"))
         with self._lock:
             self._number, self._frame = self._number + 1, text
+
+    @contextmanager
+    def reading(self) -> Iterator[int]:
+        """While a page is open; yields the number of the newest frame, which is old news to it."""
+        with self._lock:
+            self.readers += 1
+            number = self._number
+        try:
+            yield number
+        finally:
+            with self._lock:
+                self.readers -= 1
 
     def close(self) -> None:
         """The server stops: readers leave at their next look."""

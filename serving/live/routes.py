@@ -17,9 +17,6 @@ from serving.live.feed import Feed
 
 FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript", "charts.js": "text/javascript",
          "icon.svg": "image/svg+xml"}
-# Everything comes from this server, nothing is written into the page's own text, and nobody may frame it.
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; " \
-         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 MOST_READERS = 32
 _LOOK_SECONDS, _QUIET_SECONDS = 0.25, 15.0
 
@@ -32,7 +29,7 @@ def _file(name: str) -> tuple[bytes, str]:
 
 def live_router(feed: Feed) -> APIRouter:
     """Routes of the page: `/`, `/live/FILE` and `/live/events`."""
-    router, readers = APIRouter(), set()
+    router = APIRouter()
 
     @router.get("/", include_in_schema=False)
     async def page(request: Request) -> Response:
@@ -42,9 +39,9 @@ def live_router(feed: Feed) -> APIRouter:
                 responses={200: {"content": {"text/event-stream": {}}}})
     async def events(request: Request) -> StreamingResponse:
         """Server-sent events: `history` once, then a `frame` a second with everything that `/status` shows and more."""
-        if len(readers) >= MOST_READERS:
+        if feed.readers >= MOST_READERS:
             raise HTTPException(503, f"{MOST_READERS} pages are open already: close one", {"Retry-After": "10"})
-        return StreamingResponse(_events(feed, request, readers), media_type="text/event-stream",
+        return StreamingResponse(_events(feed, request), media_type="text/event-stream",
                                  headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     @router.get("/live/{name}", include_in_schema=False)
@@ -58,21 +55,19 @@ def live_router(feed: Feed) -> APIRouter:
 
 def _serve(name: str, request: Request) -> Response:
     content, tag = _file(name)
-    headers = {"ETag": tag, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff",
-               "Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
+    headers = {"ETag": tag, "Cache-Control": "no-cache"}
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
     return Response(content, media_type=FILES[name], headers=headers)
 
 
-async def _events(feed: Feed, request: Request, readers: set) -> AsyncIterator[str]:
-    me, last, quiet = object(), -1, 0.0
-    readers.add(me)
-    try:
+async def _events(feed: Feed, request: Request) -> AsyncIterator[str]:
+    quiet = 0.0
+    with feed.reading() as last:
         yield f"event: history\ndata: {json.dumps(feed.history.rows(), separators=(',', ':'))}\n\n"
         while not feed.closed and not await request.is_disconnected():
             number, frame = feed.latest()
-            if number != last and number:
+            if number != last:
                 last, quiet = number, 0.0
                 yield f"event: frame\nid: {number}\ndata: {frame}\n\n"
             elif quiet >= _QUIET_SECONDS:
@@ -80,5 +75,3 @@ async def _events(feed: Feed, request: Request, readers: set) -> AsyncIterator[s
                 yield ": still here\n\n"
             await asyncio.sleep(_LOOK_SECONDS)
             quiet += _LOOK_SECONDS
-    finally:
-        readers.discard(me)

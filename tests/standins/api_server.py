@@ -64,8 +64,30 @@ class Fault:
     seconds: float = 0.0
 
 
+class Faulty:
+    """A server's `faults`, each taken as often as it is ordered."""
+
+    faults: list[Fault]
+    _lock: threading.RLock
+
+    def fault(self, call: Call) -> Fault | None:
+        """What is to go wrong with this call."""
+        with self._lock:
+            fault = next((fault for fault in self.faults if fault.times > 0 and fault.matches(call)), None)
+            if fault is not None:
+                fault.times -= 1
+            return fault
+
+
+def broken(fault: Fault, refuse: Callable[[int, str], tuple[int, dict]]) -> tuple[int, dict]:
+    """The answer that a fault gives, in the words of the server."""
+    if fault.status == 0:
+        raise Cut
+    return refuse(fault.status, f"as the test ordered: {fault.status}")
+
+
 @dataclass
-class ApiServer:
+class ApiServer(Faulty):
     """Objects by kind, namespace and name.
 
     Attributes:
@@ -123,30 +145,18 @@ class ApiServer:
         url = urlsplit(target)
         query = dict(parse_qsl(url.query))
         call = self._call(method, url.path)
-        fault = self._fault(call)
+        fault = self.fault(call)
         if fault and fault.seconds:
             time.sleep(fault.seconds)
         if fault and not fault.done:
-            return self._broken(fault)
+            return broken(fault, refuse)
         with self._lock:
             self.calls.append(call)
             status, body = self._answer(method, url.path, call, query, headers, content)
             body = copy.deepcopy(body)
         if fault:
-            return self._broken(fault)
+            return broken(fault, refuse)
         return status, body
-
-    def _fault(self, call: Call) -> Fault | None:
-        with self._lock:
-            fault = next((fault for fault in self.faults if fault.times > 0 and fault.matches(call)), None)
-            if fault is not None:
-                fault.times -= 1
-            return fault
-
-    def _broken(self, fault: Fault) -> tuple[int, dict]:
-        if fault.status == 0:
-            raise Cut
-        return refuse(fault.status, f"as the test ordered: {fault.status}")
 
     def _call(self, method: str, path: str) -> Call:
         api, _, plural, name, sub = self._split(path)

@@ -21,13 +21,13 @@ from urllib.parse import parse_qsl, urlsplit
 import httpx
 import yaml
 from standins import kfp_contract
-from standins.api_server import Call, Cut, Fault, serving
+from standins.api_server import Call, Cut, Fault, Faulty, broken, serving
 
 STEPS = ("begin", "prepare-data", "train", "evaluate", "fit-detector", "register", "gate")
 
 
 @dataclass
-class KfpServer:
+class KfpServer(Faulty):
     """Pipelines, versions, experiments, runs and recurring runs, each by its id.
 
     Attributes:
@@ -106,11 +106,11 @@ class KfpServer:
             route, names = kfp_contract.find(method, url.path)
         except kfp_contract.Broken as error:
             return refuse(404, str(error))
-        fault = self._fault(Call(method, "kfp", route.operation, ""))
+        fault = self.fault(Call(method, "kfp", route.operation, ""))
         if fault and fault.seconds:
             time.sleep(fault.seconds)
         if fault and not fault.done:
-            return self._broken(fault)
+            return broken(fault, refuse)
         created: list[dict] = []
         with self._lock:
             self.calls.append(route.operation)
@@ -119,23 +119,11 @@ class KfpServer:
         for run in created:
             self.on_run(run)
         if fault:
-            return self._broken(fault)
+            return broken(fault, refuse)
         if status == 200 and route.answer != "object":
             kfp_contract.check(body, route.answer, "answer")
             kfp_contract.parse(body, route.answer)
         return status, body
-
-    def _fault(self, call: Call) -> Fault | None:
-        with self._lock:
-            fault = next((fault for fault in self.faults if fault.times > 0 and fault.matches(call)), None)
-            if fault is not None:
-                fault.times -= 1
-            return fault
-
-    def _broken(self, fault: Fault) -> tuple[int, dict]:
-        if fault.status == 0:
-            raise Cut
-        return refuse(fault.status, f"as the test ordered: {fault.status}")
 
     def _answer(self, route, names, query, headers, content, created) -> tuple[int, dict]:
         if route.operation == "healthz_service_get_healthz":
