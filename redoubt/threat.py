@@ -102,8 +102,8 @@ class ThreatModel:
         if scale is not None:
             return self.sample(like, generator) * _rows(scale, like)
         if self.norm == "Linf":
-            noise = torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-            return (2 * noise - 1) * self.epsilon
+            noise = torch.empty(like.shape, device=like.device, dtype=like.dtype)
+            return noise.uniform_(-self.epsilon, self.epsilon, generator=generator)
         direction = torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
         radius = torch.rand(len(like), generator=generator, device=like.device, dtype=like.dtype)
         radius = radius ** (1 / like[0].numel())

@@ -49,7 +49,8 @@ def logits_and_gradient(
         logits = model(x)
         if not logits.requires_grad:
             return logits, torch.zeros_like(x)
-        gradient = torch.autograd.grad(loss(logits, y).sum(), x, allow_unused=True)[0]
+        value = loss(logits, y)
+        gradient = torch.autograd.grad(value.sum() if value.dim() else value, x, allow_unused=True)[0]
     return logits.detach(), torch.zeros_like(x) if gradient is None else gradient
 
 
@@ -58,9 +59,21 @@ def default_alpha(threat: ThreatModel, steps: int) -> float:
     return 2.5 * threat.epsilon / max(steps, 1)
 
 
-def inside(x: Tensor, x_adv: Tensor, threat: ThreatModel, scale: Tensor | None = None) -> Tensor:
-    """`x_adv` brought back into the ball round `x` and into [0, 1]; `scale` as in `ThreatModel.project`."""
-    return (x + threat.project(x_adv - x, scale)).clamp(0, 1)
+def ascent(
+    x: Tensor, threat: ThreatModel, stride: float | Tensor, scale: Tensor | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """One step of an attack on `x`, as a function of the inputs it stands at and their gradient: up the gradient by
+    `stride`, then back into the ball round `x` and into [0, 1].
+
+    In Linf the ball and the range are boxes, and so is what they share: one clamp leads back, to walls that are the
+    same in every step. `scale` as in `ThreatModel.project`.
+    """
+    if threat.norm != "Linf":
+        return lambda at, gradient: (
+            x + threat.project(at + stride * threat.steepest(gradient) - x, scale)).clamp_(0, 1)
+    reach = threat.epsilon if scale is None else threat.epsilon * scale.view(-1, *[1] * (x.dim() - 1))
+    low, high = (x - reach).clamp_(min=0), (x + reach).clamp_(max=1)
+    return lambda at, gradient: gradient.sign().mul_(stride).add_(at).clamp_(low, high)
 
 
 def fgsm(
@@ -124,15 +137,15 @@ def pgd(
 
 
 def _climb(model, x, y, threat, x_adv, steps, alpha, momentum, scale=None) -> Tensor:
-    direction = torch.zeros_like(x)
     stride = alpha if scale is None else alpha * scale.view(-1, *[1] * (x.dim() - 1))
+    up, direction = ascent(x, threat, stride, scale), torch.zeros_like(x) if momentum else None
     for _ in range(steps):
         gradient = input_gradient(model, x_adv, y)
         if momentum:
             mean = gradient.abs().flatten(1).mean(1).clamp_min(torch.finfo(gradient.dtype).tiny)
             direction = momentum * direction + gradient / mean.view(-1, *[1] * (x.dim() - 1))
             gradient = direction
-        x_adv = inside(x, x_adv + stride * threat.steepest(gradient), threat, scale)
+        x_adv = up(x_adv, gradient)
     return x_adv.detach()
 
 

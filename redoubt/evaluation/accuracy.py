@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from redoubt.attacks.gradient import cross_entropy, default_alpha, inside, logits_and_gradient
+from redoubt.attacks.gradient import ascent, cross_entropy, default_alpha, logits_and_gradient
 from redoubt.threat import ThreatModel
 
 Perturb = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -87,8 +87,7 @@ def _climb_once(model, x, y, alive, threat, steps, alpha, loss, generator) -> Te
         logits, gradient = logits_and_gradient(model, now, y[alive], loss)
         keep = logits.argmax(1) == y[alive]
         alive = alive[keep]
-        moved = now[keep] + alpha * threat.steepest(gradient[keep])
-        x_adv[alive] = inside(here[keep], moved, threat)
+        x_adv[alive] = ascent(here[keep], threat, alpha)(now[keep], gradient[keep])
     return alive
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from redoubt.compute import keep_memory
 from redoubt.errors import InvalidInput
 from redoubt.training.checkpoint import Keeper
 from redoubt.training.clock import Clock, Pulse
@@ -81,6 +82,7 @@ def train(
         TrainingDiverged: when the loss stops being finite, naming epoch, step and pictures.
         ArtifactError: when `checkpoint` cannot be read, or belongs to another run.
     """
+    keep_memory()
     world, device = World.current(), next(model.parameters()).device
     _warm(model, start)
     model.to(memory_format=torch.channels_last)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from redoubt.attacks import ATTACKS, fgsm, get_attack, momentum_pgd, on_lattice, pgd, transfer
+from redoubt.attacks.gradient import ascent
 from redoubt.errors import InvalidInput
 from redoubt.evaluation.accuracy import accuracy
 from redoubt.threat import ThreatModel
@@ -125,3 +126,17 @@ def test_the_lattice_holds_whole_levels_near_the_given_pixels(levels):
     assert torch.equal(on_lattice(rounded, levels), rounded)
     assert rounded.min() >= 0
     assert rounded.max() <= 1
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_a_step_goes_up_and_comes_back_into_the_ball_and_the_pixels(norm, scaled):
+    x, gradient = torch.rand(8, 3, 5, 5, generator=_generator()), torch.randn(8, 3, 5, 5, generator=_generator(1))
+    at = torch.rand(8, 3, 5, 5, generator=_generator(2))
+    x[0], gradient[1] = x[0].round(), 0.0   # at the edge of the range; no way up
+    threat, scale = ThreatModel(norm, 0.2), torch.linspace(0.1, 2, 8) if scaled else None
+    before = gradient.clone()
+    moved = ascent(x, threat, 0.07, scale)(at, gradient)
+    torch.testing.assert_close(
+        moved, (x + threat.project(at + 0.07 * threat.steepest(gradient) - x, scale)).clamp(0, 1))
+    assert torch.equal(gradient, before) and moved.min() >= 0 and moved.max() <= 1
