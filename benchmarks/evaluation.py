@@ -48,7 +48,7 @@ def same_as_alone(report: Report, data) -> None:
     """Figure 1. Rounds take turns, so that what else the machine does falls on both; the quickest of each counts."""
     n, rounds = (60, 1) if report.given.quick else (299, 3)
     x, y = data.tensors("test", n)
-    model = frauds.trained(data, "pgd", (frauds.SMALL,), seed=report.given.seed, learning_rate=5e-3)
+    model, _ = frauds.trained(data, "pgd", (frauds.SMALL,), seed=report.given.seed, learning_rate=5e-3)
     times: dict[str, list[float]] = {"through us": [], "alone": []}
     stood = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -91,18 +91,20 @@ def planted_frauds(report: Report, data) -> None:
         surrogate = fit_surrogate(models[0].model.model.architecture, *data.tensors("train"), epochs=6, seed=seed + 1)
         for one in models:
             found = evaluate(one.model, x, y, classes=data.classes, threats=(one.threat,), levels=data.levels,
-                             surrogate=surrogate, seed=seed)
+                             surrogate=surrogate, claim=one.claim, seed=seed)
             flags = [check["check"] for check in found["checks"] if check["verdict"] == FAIL]
             counted[one.honest] += 1
             caught += bool(flags) and not one.honest
             cleared += not flags and one.honest
             fgsm, pgd = (next(row["accuracy"] for row in found["attacks"] if row["attack"] == attack and
                               row["epsilon"] == one.threat.epsilon) for attack in ("fgsm", "pgd"))
-            rows.append((one.name, seed, str(one.threat), found["clean_accuracy"], fgsm, pgd, ", ".join(flags) or "-"))
+            claim = f"{one.claim[0]:.3f}" if one.claim else "-"
+            rows.append((one.name, seed, str(one.threat), claim, found["clean_accuracy"], fgsm, pgd,
+                         ", ".join(flags) or "-"))
             report.require(bool(flags) != one.honest, f"{one.name} (seed {seed}) is " + (
                 f"flagged by {', '.join(flags)}" if flags else "not flagged"))
     report.say(f"\n2. planted frauds and honest models, n = {len(x)} (curve) and 128 (checks), suite quick")
-    report.say(table(("model", "seed", "claims", "clean", "FGSM", "PGD-20", "failed checks"), rows))
+    report.say(table(("model", "seed", "ball", "claims", "clean", "FGSM", "PGD-20", "failed checks"), rows))
     report.say(f"frauds flagged: {caught} of {counted[False]}; honest models not flagged: {cleared} of {counted[True]}")
     report.figures["frauds"] = {"flagged": caught, "frauds": counted[False], "cleared": cleared,
                                 "honest": counted[True], "rows": rows}
@@ -111,7 +113,7 @@ def planted_frauds(report: Report, data) -> None:
 def killed(report: Report, data) -> None:
     """Figure 4: the step in a process of its own, killed in one part of AutoAttack after the other."""
     n = 60 if report.given.quick else 299
-    model = frauds.trained(data, "pgd", (frauds.SMALL,), seed=report.given.seed, learning_rate=5e-3)
+    model, _ = frauds.trained(data, "pgd", (frauds.SMALL,), seed=report.given.seed, learning_rate=5e-3)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         write_bundle(folder / "model", model, classes=data.classes, threats=(frauds.SMALL,), objective="pgd",

@@ -62,6 +62,7 @@ def run(data: Path, model: Path, out: Path, *, norm: str = "Linf", epsilon: floa
         network, x, y, classes=prepared.classes, threats=bundle.threats or (threat,), levels=prepared.levels,
         suite=suite, curve_n=curve_n, seed=seed, state=state, progress=progress,
         surrogate=fit_surrogate(bundle.architecture, x_train, y_train, epochs=epochs, seed=seed + 1),
+        claim=claim(bundle),
     )
     report |= {
         "dataset": prepared.metadata["dataset"], "data_checksum": prepared.checksum, "split": "test",
@@ -111,6 +112,15 @@ def hardware(where: torch.device) -> str:
     """What the figures of cost were measured on."""
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else processor()
     return f"{name}, {torch.get_num_threads()} threads"
+
+
+def claim(bundle: Bundle) -> tuple[float, int] | None:
+    """The accuracy under attack with which training chose these weights, and the validation pictures behind it."""
+    record = bundle.manifest.get("training") or {}
+    n = (bundle.manifest.get("data", {}).get("splits", {}).get("validation") or {}).get("n")
+    rows = [row for row in record.get("history") or () if row.get("epoch") == record.get("best_epoch")]
+    reported = rows[-1].get("robust_accuracy") if rows else None
+    return None if reported is None or not n else (float(reported), int(n))
 
 
 def training_cost(bundle: Bundle, network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict:

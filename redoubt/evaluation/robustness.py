@@ -52,6 +52,7 @@ def evaluate(
     sanity_n: int = SANITY_N,
     seed: int = 0,
     surrogate: nn.Module | None = None,
+    claim: tuple[float, int] | None = None,
     state: Path | str | None = None,
     progress: Callable[[dict], None] | None = None,
 ) -> dict:
@@ -72,6 +73,7 @@ def evaluate(
         sanity_n: images that the sanity checks look at; 0 leaves the checks out.
         seed: fixes the drawn images and the attacks' random starts, each row by itself.
         surrogate: another model of the same task, for attacks by transfer; without one they are left out.
+        claim: the accuracy under attack that training reported, the worst of `threats`, and the images behind it.
         state: a folder for what is finished, so that a killed evaluation goes on there. Whoever has written the
             report down empties it: `redoubt.evaluation.store.forget`.
         progress: called with each finished row of `attacks`, and with {part, batch, of, accuracy} after each batch of
@@ -105,7 +107,7 @@ def evaluate(
         if suite == "full" and attacks is None:
             for threat in other_norms(threats, x.shape[1:]):
                 run.row("pgd", threat.norm, threat.epsilon, full=True)
-        checks = run.checks(threats, sanity_n, given_training) if sanity_n else []
+        checks = run.checks(threats, sanity_n, given_training, claim) if sanity_n else []
     return {
         "format": FORMAT, "suite": suite if attacks is None else "custom",
         "n": len(x), **{f"clean_{key}": value for key, value in _share(run.right).items() if key != "n"},
@@ -175,7 +177,8 @@ class _Run:
         return {"norm": threat.norm, "epsilon": threat.epsilon, **_share(stood), "per_class": rows,
                 "attacks": [attack_label(name, len(self.classes)) for name in found], "worst_class": _worst(rows)}
 
-    def checks(self, threats: Sequence[ThreatModel], n: int, given_training: int) -> list:
+    def checks(self, threats: Sequence[ThreatModel], n: int, given_training: int,
+               claim: tuple[float, int] | None) -> list:
         """The sanity checks, on `n` images drawn by the seed."""
         rows = _drawn(len(self.x), n, self.seed + 1).to(self.x.device)
         curves: dict[str, dict[str, list]] = {}
@@ -186,8 +189,11 @@ class _Run:
         sample = probes.Sample(model=self.model, x=self.x[rows], y=self.y[rows], seed=self.seed,
                                surrogate=self.surrogate)
         start = time.perf_counter()
+        found = [self.stood["pgd", threat.norm, threat.epsilon].float().mean().item() for threat in threats
+                 if ("pgd", threat.norm, threat.epsilon) in self.stood]
         checks = probes.run_checks(sample, threats or (ThreatModel("Linf", UNDEFENDED_GRID[1]),), curves,
-                                   given_training=given_training)
+                                   given_training=given_training, claim=claim,
+                                   found=(min(found), len(self.x)) if found else None)
         seconds = time.perf_counter() - start
         self.cost.append({"attack": "checks", "label": "sanity checks", "norm": "", "epsilon": 0.0, "n": len(rows),
                           "seconds": seconds, "images_per_second": len(rows) / max(seconds, 1e-9)})

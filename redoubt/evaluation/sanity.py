@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import comb
+from math import comb, sqrt
 
 from torch import Tensor
 
@@ -23,6 +23,7 @@ OVERLOOKED = 0.3    # and share of those that it left: honest models in wide bal
 RISE = 0.05         # by which accuracy may rise with epsilon
 ZERO = 0.05         # share of images whose gradient may be exactly zero
 BEATS_NOISE = 0.75  # least share of images on which the gradient's direction must beat a random one
+OVERSTATED = 0.05   # by which the accuracy that training reported may exceed what is found
 SAME = 1e-3         # by which logits may differ between two looks, as a share of their length
 TITLES = {
     "falls_with_epsilon": "Accuracy falls with epsilon, to chance at a large one",
@@ -32,6 +33,7 @@ TITLES = {
     "converged": "More steps do not help much more",
     "loss_not_flat": "The loss is not flat at the data",
     "evaluations_agree": "Two evaluations agree",
+    "claim_holds": "What training reported holds",
     "few_classes": "Fewer than four classes are handled",
     "deterministic": "The model is not randomised",
     "eval_mode": "The model is not in training mode",
@@ -204,6 +206,27 @@ def evaluations_agree(first: Tensor, again: Tensor, other: Tensor, labels: tuple
                   f"repeated: {changed} of {n} verdicts changed; {labels[1]} fools {missed} more", bad, n=n,
                   changed=changed, missed_by_first=missed, first=float(first.float().mean()),
                   other=float((first & other).float().mean()))
+
+
+def claim_holds(claim: tuple[float, int] | None, found: tuple[float, int] | None) -> Check:
+    """The accuracy under attack that training reported must not lie far above what PGD leaves here.
+
+    If it does, the model is fitted to the attack that it was trained and reported with: what catastrophic overfitting
+    looks like from outside, too.
+
+    Args:
+        claim: accuracy under attack by the model's own record, and the images behind it; None when it has none.
+        found: accuracy under PGD, the worst of all threat models, and the images behind it; None when it was not run.
+    """
+    if claim is None or found is None:
+        return Check(name="claim_holds", verdict=NOT_APPLICABLE,
+                     detail="no accuracy under attack came with the model" if claim is None else "PGD was not run")
+    (claimed, of), (left, n) = claim, found
+    chance = Z99 * sqrt(claimed * (1 - claimed) / of + left * (1 - left) / n)
+    said = f"training reported {claimed:.3f} under attack, PGD leaves {left:.3f}"
+    return _check("claim_holds", claimed - left > OVERSTATED + chance, said,
+                  f"{said}: the model is fitted to the attack that it was trained with", claimed=claimed, claimed_n=of,
+                  found=left, n=n)
 
 
 def few_classes(classes: int, parts: Sequence[str]) -> Check:

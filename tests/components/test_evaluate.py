@@ -18,10 +18,16 @@ from redoubt.threat import ThreatModel
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory, robust_digits_model, digits):
-    training = {"epochs": 20, "seconds": 9.0, "device": "cpu", "batch_size": 64, "history": [{}] * 20}
-    return write_bundle(tmp_path_factory.mktemp("evaluate") / "bundle", robust_digits_model, classes=digits.classes,
-                        threats=(ThreatModel("Linf", 0.1),), objective="pgd", parameters={"seed": 0},
-                        data={"splits": digits.metadata["splits"]}, training=training)
+    return written(tmp_path_factory.mktemp("evaluate") / "bundle", robust_digits_model, digits, claimed=0.75)
+
+
+def written(folder, model, digits, *, claimed):
+    """A bundle whose record says that `claimed` withstood the attack in training."""
+    history = [{"epoch": i + 1, "clean_accuracy": 0.98, "robust_accuracy": 0.1} for i in range(20)]
+    history[17]["robust_accuracy"] = claimed
+    training = {"epochs": 20, "seconds": 9.0, "device": "cpu", "batch_size": 64, "history": history, "best_epoch": 18}
+    return write_bundle(folder, model, classes=digits.classes, threats=(ThreatModel("Linf", 0.1),), objective="pgd",
+                        parameters={"seed": 0}, data={"splits": digits.metadata["splits"]}, training=training)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,17 @@ def test_the_report_fits_its_schema(report):
 
 
 def test_an_honest_model_passes_every_check(report):
-    assert [check["verdict"] for check in report["checks"] if check["check"] != "few_classes"] == ["pass"] * 9
+    assert [check["verdict"] for check in report["checks"] if check["check"] != "few_classes"] == ["pass"] * 10
+
+
+def test_a_model_that_is_fitted_to_one_attack_is_found_by_what_it_claims(robust_digits_model, digits, tmp_path):
+    bundle = written(tmp_path / "bundle", robust_digits_model, digits, claimed=1.0)
+    report = run(digits.folder, bundle.folder, tmp_path / "out", epsilon=0.1, limit=120, curve_n=60)
+    assert [check["check"] for check in report["checks"] if check["verdict"] == "fail"] == ["claim_holds"]
+    numbers = next(check["numbers"] for check in report["checks"] if check["check"] == "claim_holds")
+    pgd = next(row for row in report["attacks"] if row["attack"] == "pgd" and row["epsilon"] == 0.1)
+    assert numbers == {"claimed": 1.0, "claimed_n": digits.metadata["splits"]["validation"]["n"],
+                       "found": pytest.approx(pgd["accuracy"]), "n": 120}
 
 
 def test_the_report_counts_what_it_says(report, digits):

@@ -84,6 +84,21 @@ def test_two_evaluations_must_agree():
     assert "fitted to that attack" in sanity.evaluations_agree(first, first, right((0, 30)), labels).detail
 
 
+@pytest.mark.parametrize("claim, found, verdict", [
+    ((0.72, 2000), (0.73, 5000), PASS),            # honest, and lucky
+    ((0.75, 2000), (0.72, 5000), PASS),            # PGD-20 instead of PGD-10, other images
+    ((0.55, 280), (0.36, 299), FAIL),              # overfitted to its attack
+    ((0.55, 40), (0.36, 40), PASS),                # few images: it may be chance
+    ((0.46, 280), (0.03, 299), FAIL),              # catastrophically overfitted
+    (None, (0.03, 299), NOT_APPLICABLE),
+    ((0.46, 280), None, NOT_APPLICABLE),
+])
+def test_what_training_reported_must_hold(claim, found, verdict):
+    check = sanity.claim_holds(claim, found)
+    assert check.verdict == verdict
+    assert verdict != FAIL or "fitted to the attack" in check.detail
+
+
 def test_few_classes_say_what_was_left_out():
     assert sanity.few_classes(10, ()).verdict == NOT_APPLICABLE
     assert sanity.few_classes(3, ("apgd-ce", "fab-t")).numbers["autoattack_parts"] == ["apgd-ce", "fab-t"]
