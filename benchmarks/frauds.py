@@ -25,7 +25,8 @@ class Planted:
     """A model, the threat model that it claims to withstand, and whether it is honest.
 
     Attributes:
-        claim: accuracy under attack on the validation split by its own training's account, and the images behind it.
+        claim: accuracy under attack by its maker's account, and the images behind it: of an honest one what `train`
+            reported (validation split), of an overfitted one its accuracy under its own attack (test split).
     """
 
     name: str
@@ -94,8 +95,8 @@ def overfitted(prepared: Prepared, attack: Callable, *, seed: int, epochs: int) 
             optimizer.zero_grad()
             F.cross_entropy(model.train()(x_adv), y[rows]).backward()
             optimizer.step()
-    validation = prepared.tensors("validation")
-    return model.eval(), (accuracy(model, *validation, attack=attack), len(validation[0]))
+    test = prepared.tensors("test")
+    return model.eval(), (accuracy(model, *test, attack=attack), len(test[0]))
 
 
 def planted(prepared: Prepared, seed: int = 0) -> list[Planted]:
