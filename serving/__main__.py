@@ -14,6 +14,7 @@ import uvicorn
 from redoubt.errors import RedoubtError
 from serving.app import create_app
 from serving.settings import Settings, load_settings
+from serving.several import create_several
 from serving.telemetry.logs import set_up
 
 _LONGEST_SHUTDOWN = 20   # seconds that requests under way are given
@@ -55,7 +56,7 @@ class _Uvicorn(uvicorn.Server):
 
     async def shutdown(self, sockets=None) -> None:
         """End the live pages' feeds first: uvicorn would wait for them as for any answer under way."""
-        self._redoubt.feed.close()
+        self._redoubt.close_pages()
         await super().shutdown(sockets)
 
 
@@ -67,7 +68,7 @@ def serve(settings: Settings) -> int:
         print(f"serving: cannot listen on {settings.host} port {settings.port}: {error.strerror}", file=sys.stderr)
         return 2
     with listener:
-        app = create_app(settings)
+        app = create_several(settings) if settings.models else create_app(settings)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, timeout_graceful_shutdown=_LONGEST_SHUTDOWN, server_header=False,
             proxy_headers=False, limit_concurrency=settings.max_connections, ws="none",

@@ -23,6 +23,7 @@ from serving.routes.inference import inference_routes
 from serving.routes.labels import label_routes
 from serving.routes.operations import operation_routes
 from serving.routes.status import status_routes
+from serving.security import Access
 from serving.server import Server
 from serving.settings import Settings
 
@@ -30,25 +31,29 @@ _READERS = 2   # threads that read large bodies and pictures
 
 
 def create_app(
-    settings: Settings, *, registry: Champions | None = None, launcher: Launcher | None = None
+    settings: Settings, *, registry: Champions | None = None, launcher: Launcher | None = None,
+    access: Access | None = None,
 ) -> FastAPI:
     """The application; its threads start and end with its lifespan.
 
     Args:
         registry, launcher: stand-ins for the ones that the settings describe.
+        access: the door, where it is shared with other applications; one of its own when None.
 
     Raises:
         HomeUnusable: when the home folder cannot be used or another server holds it.
         InvalidInput: when the settings would let strangers in.
     """
-    server = Server(settings, registry=registry, launcher=launcher)
+    server = Server(settings, registry=registry, launcher=launcher, access=access)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_READERS, "read"))
-        server.start()
-        yield
-        await asyncio.to_thread(server.stop)
+        try:
+            server.start()
+            yield
+        finally:
+            await asyncio.to_thread(server.stop)
 
     app = FastAPI(
         title="Redoubt", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,

@@ -215,7 +215,7 @@ class Campaigns:
         )
         self._request = None
         self._window.clear()
-        log.warning("campaign %s: alarm after %d inputs", self.current.id, inputs)
+        log.warning("%s: campaign %s: alarm after %d inputs", self._settings.model_name, self.current.id, inputs)
 
     def _all_clear(self) -> bool:
         if self.current is None:
@@ -251,7 +251,7 @@ class Campaigns:
     def _close(self, outcome: str, note: str = "") -> None:
         reason = "; ".join(part for part in (self.current.reason, note) if part) or None
         self._update(state="closed", closed_at=time.time(), outcome=outcome, reason=reason)
-        log.warning("campaign %s: closed, %s (%s)", self.current.id, outcome, reason)
+        log.warning("%s: campaign %s: closed, %s (%s)", self._settings.model_name, self.current.id, outcome, reason)
         self._problems.clear("campaign")
         self.current, self._request = None, None
         self._begin_afresh()

@@ -183,7 +183,7 @@ class ChampionFollower:
         seconds = time.monotonic() - began
         self.swaps.append({"version": loaded.version, "at": time.time(), "seconds": seconds})
         self._on_model(loaded)
-        log.info("version %s serves, after %.2f s", loaded.version, seconds)
+        log.info("%s: version %s serves, after %.2f s", self._folder.name, loaded.version, seconds)
         try:
             self._remember(loaded)
         except OSError as error:

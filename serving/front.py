@@ -13,6 +13,7 @@ import time
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
+from serving.hall import Hall
 from serving.problems import Busy, ServingError, TooLarge, Unsupported
 from serving.security import needed_role
 from serving.server import Server
@@ -62,9 +63,13 @@ class Admission:
 
 
 class Front:
-    """The ASGI middleware; see the module's first lines."""
+    """The ASGI middleware; see the module's first lines.
 
-    def __init__(self, app, server: Server):
+    Args:
+        server: whom it guards. One without an engine has no inference: whoever asks it for some learns so.
+    """
+
+    def __init__(self, app, server: Server | Hall):
         self._app, self._server, self._settings = app, server, server.settings
         self._headers = [*_RAW_HEADERS, _HSTS] if server.settings.tls_cert else _RAW_HEADERS
         server.admission = Admission(server.settings.max_in_flight, server.settings.max_in_flight_bytes)
@@ -93,21 +98,22 @@ class Front:
             await send(message)
 
         method, path = scope["method"], scope["path"]
+        shown = scope.get("root_path", "") + path
         inference = method == "POST" and _INFERENCE.match(path) is not None
         try:
-            with self._server.traces.request(method, path, headers) as span:
+            with self._server.traces.request(method, shown, headers) as span:
                 await self._serve(scope, receive, note, headers, inference)
                 if span is not None:
                     span.set_attribute("http.response.status_code", status)
         except ClientDisconnect:
             status = status or 499   # the caller went away: nobody is left to answer
         except Exception:
-            log.exception("%s %s failed", method, path)
+            log.exception("%s %s failed", method, shown)
             if status:
                 raise   # half an answer is out: all that is left is to close the connection
             await JSONResponse({"error": "internal error"}, 500)(scope, receive, note)
         finally:
-            self._close(state, method, path, status, time.perf_counter() - began, inference)
+            self._close(scope, shown, status, time.perf_counter() - began, inference)
 
     async def _serve(self, scope, receive, send, headers: dict[bytes, bytes], inference: bool) -> None:
         state, room = scope["state"], None
@@ -120,8 +126,8 @@ class Front:
                 access.check(principal, scope["method"], scope["path"], headers)
             limit = self._settings.max_body_bytes if inference else min(_SMALL, self._settings.max_body_bytes)
             size = _announced(headers, limit)
-            if inference:
-                engine = self._server.engine
+            engine = self._server.engine
+            if inference and engine is not None:
                 engine.require()
                 if engine.batcher.full():
                     raise Busy("the queue is full: try again later", engine.batcher.congestion())
@@ -137,23 +143,24 @@ class Front:
             if room is not None:
                 self._server.admission.leave(room)
 
-    def _close(self, state, method: str, path: str, status: int, seconds: float, inference: bool) -> None:
-        server, principal = self._server, state["principal"]
+    def _close(self, scope, shown: str, status: int, seconds: float, inference: bool) -> None:
+        server, state, method = self._server, scope["state"], scope["method"]
+        principal = state["principal"]
         server.metrics.request(status, seconds if inference else None)
-        if inference:
+        if inference and server.engine is not None:
             server.count(status)
         name = principal.name if principal else "nobody"
         # What strangers are refused is for the log: they must not be able to fill a file.
         attempted = principal is not None and (principal.known or status != 403)
-        if attempted and method not in ("GET", "HEAD") and needed_role(method, path) == "operate":
+        if attempted and method not in ("GET", "HEAD") and needed_role(method, scope["path"]) == "operate":
             server.audit.record(
-                f"{method} {path[:200]}", principal=name, address=state.get("address", ""),
+                f"{method} {shown[:200]}", principal=name, address=state.get("address", ""),
                 request_id=state["request_id"], status=status, **state.get("audit", {}),
             )
         if self._settings.access_log:
-            fields = {"method": method, "path": path[:500], "status": status, "ms": round(seconds * 1e3, 2),
+            fields = {"method": method, "path": shown[:500], "status": status, "ms": round(seconds * 1e3, 2),
                       "client": name}
-            access_log.info("%s %s %d %.1f ms", method, path[:500], status, seconds * 1e3, extra={"fields": fields})
+            access_log.info("%s %s %d %.1f ms", method, shown[:500], status, seconds * 1e3, extra={"fields": fields})
 
 
 def _announced(headers: dict[bytes, bytes], limit: int) -> int:

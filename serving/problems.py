@@ -99,9 +99,14 @@ class HomeUnusable(RedoubtError):
 
 
 class Problems:
-    """Current faults by part. Safe to use from every thread."""
+    """Current faults by part. Safe to use from every thread.
 
-    def __init__(self) -> None:
+    Args:
+        model: whose they are, for the log.
+    """
+
+    def __init__(self, model: str = ""):
+        self._prefix = f"{model}: " if model else ""
         self._lock = threading.Lock()
         self._faults: dict[str, str] = {}
 
@@ -111,14 +116,14 @@ class Problems:
             changed = self._faults.get(part) != fault
             self._faults[part] = fault
         if changed:
-            log.warning("%s: %s", part, fault)
+            log.warning("%s%s: %s", self._prefix, part, fault)
 
     def clear(self, part: str) -> None:
         """Record that `part` works again."""
         with self._lock:
             fault = self._faults.pop(part, None)
         if fault is not None:
-            log.info("%s: works again", part)
+            log.info("%s%s: works again", self._prefix, part)
 
     def current(self) -> dict[str, str]:
         """Every part that is at fault now, and what is wrong with it."""

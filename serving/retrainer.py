@@ -135,7 +135,8 @@ class Retrainer:
         return f"{request.campaign}.{vain + 1}" if vain else request.campaign
 
     def _record(self, request: RetrainRequest, result: Result) -> RetrainRequest:
-        log.info("retraining request %s: %s (%s)", request.id, result.status, result.reason)
+        name = self._settings.model_name
+        log.info("%s: retraining request %s: %s (%s)", name, request.id, result.status, result.reason)
         now = time.time()
         self._announce(request, result)
         if result.status != "failed":

@@ -26,7 +26,7 @@ from serving.live.feed import Feed
 from serving.live.history import Counters
 from serving.model import LoadedModel
 from serving.operations import Operations
-from serving.problems import HomeUnusable, NotFound, Problems
+from serving.problems import HomeUnusable, NotFound, NotReady, Problems
 from serving.quarantine import Quarantine
 from serving.records import Ledger, LedgerUnavailable, RetrainRequest
 from serving.retrainer import Retrainer
@@ -52,6 +52,7 @@ class Server:
         registry: where champions come from; the settings' MLflow when None.
         launcher: who carries out retraining runs; the one that the settings name when None.
         kubernetes: the API server; that of the cluster that this process runs in when None. Only for the ledger there.
+        access: the door, where several servers share one; its own when None.
 
     Raises:
         HomeUnusable: when the home folder or its ledger cannot be used, or another server holds it.
@@ -60,10 +61,10 @@ class Server:
 
     def __init__(
         self, settings: Settings, *, registry: Champions | None = None, launcher: Launcher | None = None,
-        kubernetes: Kubernetes | None = None,
+        kubernetes: Kubernetes | None = None, access: Access | None = None,
     ):
-        self.settings, self.problems = settings, Problems()
-        self.access, self.traces = Access(settings), Traces(settings.traces)
+        self.settings, self.problems = settings, Problems(settings.model_name)
+        self.access, self.traces = access or Access(settings), Traces(settings.traces)
         # A registry that is down should be noticed within a poll or two, not after minutes of MLflow's own retries.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -157,6 +158,10 @@ class Server:
             self.replica.stop()
         self.ledger.close()
         self._home.close()
+
+    def close_pages(self) -> None:
+        """End the live pages' feeds."""
+        self.feed.close()
 
     # -- what happens -------------------------------------------------------------------------------------------
 
@@ -291,6 +296,12 @@ class Server:
         """Raises NotFound for another model than the one that is served."""
         if name != self.settings.model_name:
             raise NotFound(f"there is no model {name!r} here: this server has {self.settings.model_name!r}")
+
+    def check_ready(self) -> None:
+        """Raises NotReady, with the reason, while no model answers or the server is about to end."""
+        if self.draining:
+            raise NotReady("the server is shutting down")
+        self.engine.require()
 
     def told(self) -> str:
         """How much of a verdict clients are told."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from redoubt.detection.matching import CEILING, FLOOR, MINIMUM, RATIO
 from redoubt.errors import InvalidInput
@@ -31,6 +32,10 @@ class Settings(BaseSettings):
 
     # -- what is served, and where from
     model_name: str = Field("redoubt", description="Registered model to serve, and its name in URLs")
+    models: Annotated[dict[str, dict[str, Any]], NoDecode] = Field(
+        default_factory=dict, description="Several models in one server: a JSON object from each one's name to the "
+        "settings that differ for it, {} for none; empty means the one of model_name"
+    )
     home: Path = Field(
         Path(".redoubt"), description="Folder for the ledger, fetched versions and retraining runs; made when missing"
     )
@@ -235,6 +240,22 @@ class Settings(BaseSettings):
         check_model_name(name)
         return name
 
+    @field_validator("models", mode="before")
+    @classmethod
+    def _object(cls, models: Any) -> Any:
+        """Read here: pydantic-settings would add what the environment says to what the command line says."""
+        try:
+            return json.loads(models) if isinstance(models, str) else models
+        except ValueError:
+            raise ValueError('write a JSON object such as {"redoubt": {}, "traffic": {"policy": "block"}}') from None
+
+    @field_validator("models")
+    @classmethod
+    def _plain_names(cls, models: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in models:
+            check_model_name(name)
+        return models
+
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         ThreatModel("Linf", self.epsilon_ceiling)
@@ -288,6 +309,8 @@ def load_settings(arguments: list[str] | None = None, **values) -> Settings:
 
 
 def _explain(fault) -> str:
-    name = "_".join(str(part) for part in fault["loc"] if isinstance(part, str))
+    name, *inner = [str(part) for part in fault["loc"] if isinstance(part, str)] or [""]
     message = fault["msg"].removeprefix("Value error, ")
+    if name == "models":   # what it holds is not repeated: a secret may be in it
+        return ": ".join(["REDOUBT_MODELS", *inner, message])
     return f"REDOUBT_{name.upper()}={fault['input']!r}: {message}" if name else message

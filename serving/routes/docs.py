@@ -7,9 +7,9 @@ from html import escape
 from fastapi import APIRouter, FastAPI, Response
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Redoubt: HTTP interface</title><link rel="stylesheet" href="/ui/docs.css">
+<title>Redoubt: HTTP interface</title><link rel="stylesheet" href="ui/docs.css">
 <main><h1>HTTP interface</h1>
-<p>Version {version}. The machine-readable form is <a href="/openapi.json">openapi.json</a>. Where keys are set up, send
+<p>Version {version}. The machine-readable form is <a href="openapi.json">openapi.json</a>. Where keys are set up, send
 one as <code>Authorization: Bearer KEY</code>. Errors are <code>{{"error": "..."}}</code>.</p>
 {sections}</main></html>
 """

@@ -6,7 +6,6 @@ from fastapi import APIRouter
 
 from redoubt import __version__
 from serving import protocol
-from serving.problems import NotReady
 from serving.routes.schemas import PROBLEMS, ModelMetadata, ModelReady, ServerLive, ServerMetadata, ServerReady
 from serving.server import Server
 
@@ -22,9 +21,7 @@ def health_routes(server: Server) -> APIRouter:
     @routes.get("/v2/health/ready", tags=["health"])
     async def ready() -> ServerReady:
         """A model is loaded and warm; 503 with the reason while none is, and while the server drains."""
-        if server.draining:
-            raise NotReady("the server is shutting down")
-        server.engine.require()
+        server.check_ready()
         return ServerReady(ready=True)
 
     @routes.get("/v2", tags=["metadata"])

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 from serving.problems import NotFound
 from serving.routes.schemas import PROBLEMS
 from serving.server import Server
-from serving.telemetry.metrics import CONTENT_TYPE
+from serving.telemetry.metrics import CONTENT_TYPE, render
 
 
 def status_routes(server: Server) -> APIRouter:
@@ -23,7 +23,7 @@ def status_routes(server: Server) -> APIRouter:
     @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     def metrics() -> Response:
         """Prometheus metrics."""
-        return Response(server.metrics.render(), media_type=CONTENT_TYPE)
+        return Response(render({server.settings.model_name: server.metrics}), media_type=CONTENT_TYPE)
 
     @routes.get("/history")
     def history() -> dict:

@@ -13,8 +13,8 @@ from serving.security.limits import RateLimits
 from serving.security.oidc import Tokens
 from serving.settings import Settings
 
-# For probes; and the files of the pages, which hold no data.
-_PUBLIC = re.compile(r"^(/|/v2/health/(live|ready)|/live/[\w-]+\.(html|css|js|svg)|/ui/[\w-]+\.css)$")
+# For probes; the files of the pages, which hold no data; and the way to a model's page.
+_PUBLIC = re.compile(r"^(/|/models/[^/]+|/v2/health/(live|ready)|/live/[\w-]+\.(html|css|js|svg)|/ui/[\w-]+\.css)$")
 _IMPLIED = {"operate": {"read"}, "admin": set(ROLES)}
 _FEEDBACK = re.compile(r"^/v2/models/[^/]+/feedback$")
 _LOCAL_HOST = re.compile(rb"^(localhost|127\.\d+\.\d+\.\d+|\[::1\]|testserver)(:\d+)?$")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -15,8 +15,20 @@ _EPSILONS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class Metrics(Collector):
-    """The server's instruments, in a registry of their own. Safe to use from every thread.
+class Requests:
+    """Answers by status code, in a registry of their own: all that is counted where no model is behind them."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter("redoubt_requests", "Requests by status code", ["code"], registry=self.registry)
+
+    def request(self, code: int, seconds: float | None = None) -> None:
+        """Count one answered request; `seconds` of an inference request."""
+        self._requests.labels(str(code)).inc()
+
+
+class Metrics(Requests, Collector):
+    """A model's instruments, in a registry of their own. Safe to use from every thread.
 
     Args:
         present: what holds now: {queue_depth, statistic, threshold, campaign_active, champion: (version, epsilon),
@@ -24,9 +36,8 @@ class Metrics(Collector):
     """
 
     def __init__(self, present: Callable[[], dict]):
-        self._present = present
-        self.registry = registry = CollectorRegistry()
-        self._requests = Counter("redoubt_requests", "Requests by status code", ["code"], registry=registry)
+        super().__init__()
+        self._present, registry = present, self.registry
         self._seconds = Histogram(
             "redoubt_request_seconds", "Inference requests, from arrival to answer", registry=registry,
             buckets=_SECONDS,
@@ -58,8 +69,7 @@ class Metrics(Collector):
         registry.register(self)
 
     def request(self, code: int, seconds: float | None = None) -> None:
-        """Count one answered request; `seconds` of an inference request."""
-        self._requests.labels(str(code)).inc()
+        super().request(code)
         if seconds is not None:
             self._seconds.observe(seconds)
 
@@ -77,10 +87,6 @@ class Metrics(Collector):
             self._verdicts.labels("adversarial").inc(flagged)
             for strength in strengths[flags].tolist():
                 self._strength.observe(strength)
-
-    def render(self) -> bytes:
-        """The text that Prometheus reads."""
-        return generate_latest(self.registry)
 
     def describe(self) -> Iterable:
         return []   # registering must not read values from a server that is still being put together
@@ -107,3 +113,28 @@ class Metrics(Collector):
         for kind in now.get("faults", ()):
             faults.add_metric([kind], 1)
         yield faults
+
+
+def render(instruments: Mapping[str, Requests]) -> bytes:
+    """The text that Prometheus reads.
+
+    Args:
+        instruments: by model name, which each sample carries as the label `model`; with none where the name is empty.
+    """
+    return generate_latest(_Together(instruments))
+
+
+class _Together(Collector):
+    """Families of one name become one family."""
+
+    def __init__(self, instruments: Mapping[str, Requests]):
+        self._instruments = instruments
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, Metric] = {}
+        for model, one in self._instruments.items():
+            label = {"model": model} if model else {}
+            for family in one.registry.collect():
+                whole = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                whole.samples += [sample._replace(labels=label | sample.labels) for sample in family.samples]
+        return families.values()

@@ -22,6 +22,7 @@ from redoubt.registry import Registry
 from redoubt.threat import ThreatModel
 from serving.app import create_app
 from serving.settings import Settings
+from serving.several import create_several
 
 
 @pytest.fixture(scope="session")
@@ -105,15 +106,21 @@ class Live:
     def status(self) -> dict:
         return self.client.get("/status").json()
 
-    def infer(self, x) -> httpx.Response:
+    def infer(self, x, name: str = "digits") -> httpx.Response:
         tensor = {"name": "input", "shape": list(x.shape), "datatype": "FP32", "data": x.flatten().tolist()}
-        return self.client.post("/v2/models/digits/infer", json={"inputs": [tensor]})
+        return self.client.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]})
 
 
 @contextmanager
 def started(settings: Settings, registry, *, ready: bool = True) -> Iterator[Live]:
-    """A started server on a free port."""
-    app = create_app(settings, registry=registry)
+    """A started server of one model on a free port."""
+    with running(create_app(settings, registry=registry), ready=ready) as live:
+        yield live
+
+
+@contextmanager
+def running(app, *, ready: bool = True) -> Iterator[Live]:
+    """The application, started on a free port."""
     uvicorn_server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
     thread = threading.Thread(target=uvicorn_server.run, daemon=True)
     thread.start()
@@ -134,11 +141,22 @@ def live(settings):
 
     With `again` the servers before it are stopped first: a home holds one at a time.
     """
-    with ExitStack() as running:
+    with ExitStack() as alive:
         def start(registry, *, ready: bool = True, again: bool = False, **changes) -> Live:
             if again:
-                running.close()
-            return running.enter_context(started(settings(**changes), registry, ready=ready))
+                alive.close()
+            return alive.enter_context(started(settings(**changes), registry, ready=ready))
+
+        yield start
+
+
+@pytest.fixture
+def several(settings):
+    """A function (registries by name, settings by name, ready=True, **settings) -> a started server of several."""
+    with ExitStack() as alive:
+        def start(registries: dict, models: dict | None = None, *, ready: bool = True, **changes) -> Live:
+            chosen = settings(models={name: {} for name in registries} | (models or {}), **changes)
+            return alive.enter_context(running(create_several(chosen, registries=registries), ready=ready))
 
         yield start
 
@@ -147,8 +165,8 @@ def live(settings):
 def limited(undefended, tmp_path_factory):
     """A started server with tight limits, for requests that leave no trace in it."""
     tight = quick_settings(tmp_path_factory.mktemp("limited"), max_body_bytes=4096, max_image_side=32)
-    with started(tight, FolderRegistry({1: undefended}, 1)) as running:
-        yield running
+    with started(tight, FolderRegistry({1: undefended}, 1)) as live:
+        yield live
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ def test_a_champion_that_errs_loses_no_request_and_its_place(live, light, untrai
     assert {answer.json()["model_version"] for answer in answers} == {"1"}
     wait_until(lambda: running.status()["champion"]["version"] == "1")
     wait_until(lambda: "version 2 was rolled back: 3 batches failed" in (running.status()["problem"] or ""))
-    assert b"redoubt_rollbacks_total 1.0" in running.client.get("/metrics").content
+    assert b'redoubt_rollbacks_total{model="digits"} 1.0' in running.client.get("/metrics").content
     light.number = 3   # the next one gets its chance
     wait_until(lambda: running.status()["champion"]["version"] == "3")
     assert "rolled back" not in (running.status()["problem"] or "")

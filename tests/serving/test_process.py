@@ -216,3 +216,31 @@ def test_a_certificate_that_cannot_be_used_is_said_in_one_line(tmp_path, monkeyp
     assert "cannot be used" in said
     assert main(arguments[:-2]) == 2
     assert "go together" in capsys.readouterr().err
+
+
+def test_several_models_drain_and_end_together(tmp_path, mlflow_uri):
+    home = tmp_path / "a home"
+    ledger = SqliteLedger(home / "digits" / "ledger.db")
+    ledger.ask(ledger.open_campaign("digits", "1", inputs=10, flagged=70), ThreatModel("Linf", 0.1), cool_down=0,
+               daily_budget=1)
+    (home / "digits" / "plan.txt").write_text("hang")
+    settings = {"REDOUBT_MODELS": '{"digits": {}, "letters": {"policy": "block"}}', "REDOUBT_DRAIN_SECONDS": "1"}
+    with Process(home, mlflow_uri, **settings) as process:
+        runs = home / "digits" / "runs.txt"
+        child = int(wait_until(lambda: runs.exists() and runs.read_text(), 30, "the run").split()[1])
+        wait_until(lambda: process.get("/v2/models/digits/ready").status_code == 200, 30, "the model")
+        wait_until(lambda: "letters (" in process.get("/v2/health/ready").text, what="the one that has no version")
+        assert process.get("/models/letters/status").json()["policy"] == "block"
+        with httpx.stream("GET", process.url + "/models/digits/live/events", timeout=20, trust_env=False) as page:
+            assert next(page.iter_lines()) == "event: history"
+            began = time.monotonic()
+            process.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: "digits (the server is shutting down)" in process.get("/v2/health/ready").text,
+                       what="the drain")
+            assert process.process.wait(20) == 0
+            assert time.monotonic() - began < 15
+    assert not any("Traceback" in line for line in process.errors)
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+    assert [request.state for request in ledger.requests()] == ["pending"]
+    ledger.close()

@@ -73,6 +73,7 @@ def test_a_damaged_file_lets_nobody_else_in_and_keeps_those_inside(tmp_path, mon
     ("method", "path", "role"),
     [
         ("GET", "/v2/health/ready", None), ("GET", "/", None), ("GET", "/live/page.js", None),
+        ("GET", "/models/a", None), ("GET", "/models/a/status", "read"), ("POST", "/models/a", "operate"),
         ("GET", "/live/events", "read"),
         ("POST", "/v2/models/a/infer", "predict"), ("POST", "/v2/models/a/versions/2/infer", "predict"),
         ("GET", "/v2/models/a", "predict"), ("POST", "/v2/models/a/feedback", "feedback"),

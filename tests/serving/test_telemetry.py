@@ -20,11 +20,11 @@ from serving.telemetry.traces import Traces
 
 
 def samples(running) -> dict:
-    text = running.client.get("/metrics").text
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text) for sample in family.samples
-    }
+    """Values by name and labels, without the label `model`, which every sample has."""
+    families = text_string_to_metric_families(running.client.get("/metrics").text)
+    found = [sample for family in families for sample in family.samples]
+    assert {sample.labels.pop("model") for sample in found} == {"digits"}
+    return {(sample.name, *sample.labels.values()): sample.value for sample in found}
 
 
 def test_metrics_say_what_happened(live, light):
