@@ -98,7 +98,7 @@ def planted_frauds(report: Report, data) -> None:
             cleared += not flags and one.honest
             fgsm, pgd = (next(row["accuracy"] for row in found["attacks"] if row["attack"] == attack and
                               row["epsilon"] == one.threat.epsilon) for attack in ("fgsm", "pgd"))
-            claim = f"{one.claim[0]:.3f}" if one.claim else "-"
+            claim = f"{one.claim.attacked:.3f}" if one.claim else "-"
             rows.append((one.name, seed, str(one.threat), claim, found["clean_accuracy"], fgsm, pgd,
                          ", ".join(flags) or "-"))
             report.require(bool(flags) != one.honest, f"{one.name} (seed {seed}) is " + (

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from redoubt.attacks import fgsm, pgd
 from redoubt.data import Prepared
 from redoubt.evaluation.accuracy import accuracy
+from redoubt.evaluation.sanity import Claim
 from redoubt.models import Architecture, build
 from redoubt.threat import ThreatModel
 from redoubt.training import TrainConfig, train
@@ -25,15 +26,15 @@ class Planted:
     """A model, the threat model that it claims to withstand, and whether it is honest.
 
     Attributes:
-        claim: accuracy under attack by its maker's account, and the images behind it: of an honest one what `train`
-            reported (validation split), of an overfitted one its accuracy under its own attack (test split).
+        claim: its maker's account: of an honest one what `train` reported (validation split), of an overfitted one its
+            accuracy under its own attack (test split).
     """
 
     name: str
     model: nn.Module
     threat: ThreatModel
     honest: bool
-    claim: tuple[float, int] | None
+    claim: Claim | None
 
 
 class Front(nn.Module):
@@ -70,7 +71,7 @@ def fresh(prepared: Prepared, seed: int) -> nn.Module:
                               mean=prepared.metadata["mean"], std=prepared.metadata["std"]))
 
 
-Claimed = tuple[nn.Module, tuple[float, int] | None]
+Claimed = tuple[nn.Module, Claim | None]
 
 
 def trained(prepared: Prepared, objective: str, threats=(), *, seed=0, epochs: int = 20, **settings) -> Claimed:
@@ -80,8 +81,8 @@ def trained(prepared: Prepared, objective: str, threats=(), *, seed=0, epochs: i
     validation = prepared.tensors("validation")
     result = train(fresh(prepared, seed), prepared.tensors("train"), validation, config)
     best = next(row for row in result.history if row["epoch"] == result.best_epoch)
-    claim = (best["robust_accuracy"], len(validation[0])) if threats else None
-    return result.model.eval(), claim
+    claim = Claim(attacked=best.get("robust_accuracy", 0.0), clean=best["clean_accuracy"], n=len(validation[0]))
+    return result.model.eval(), claim if threats else None
 
 
 def overfitted(prepared: Prepared, attack: Callable, *, seed: int, epochs: int) -> Claimed:
@@ -96,7 +97,8 @@ def overfitted(prepared: Prepared, attack: Callable, *, seed: int, epochs: int) 
             F.cross_entropy(model.train()(x_adv), y[rows]).backward()
             optimizer.step()
     test = prepared.tensors("test")
-    return model.eval(), (accuracy(model, *test, attack=attack), len(test[0]))
+    return model.eval(), Claim(attacked=accuracy(model, *test, attack=attack), clean=accuracy(model, *test),
+                               n=len(test[0]))
 
 
 def planted(prepared: Prepared, seed: int = 0) -> list[Planted]:

@@ -40,7 +40,7 @@ def follow_run(parameters: RunParameters, home: Path) -> int:
                 progress.update(task, total=1, completed=1, detail=row.get("reason", row["state"]))
                 progress.stop_task(task)
             else:
-                progress.update(task, detail=epoch_line(row))
+                progress.update(task, detail=epoch_line(row), **_share(row))
 
         result = local.follow(process, folder, event)
     colour = {"promoted": "green", "waiting": "cyan", "refused": "yellow", "failed": "red"}[result.status]
@@ -65,7 +65,15 @@ def epoch_line(row: dict) -> str:
     facts = [f"{key.replace('_accuracy', '')} {row[key]:.3f}"
              for key in ("loss", "clean_accuracy", "robust_accuracy") if key in row]
     rate = f", {row['images_per_second']:.0f} images/s" if "images_per_second" in row else ""
-    return f"epoch {row['epoch']}: {', '.join(facts)}{rate}"
+    left = f", {row['seconds_left']:.0f} s left" if "seconds_left" in row else ""
+    return f"epoch {row['epoch']}: {', '.join(facts)}{rate}{left}"
+
+
+def _share(row: dict) -> dict:
+    """How far the bar is, from what a step says of its time; nothing where it does not say."""
+    if "seconds_left" not in row:
+        return {}
+    return {"completed": row["seconds"], "total": row["seconds"] + row["seconds_left"]}
 
 
 def versions_table(registry: Registry) -> None:

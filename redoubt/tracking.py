@@ -28,7 +28,7 @@ def figures(row: dict) -> Row:
 
 def beat(step: int, values: dict[str, float]) -> Row:
     """Figures between two epochs, likewise."""
-    kept = ("loss", "learning_rate", "images_per_second")
+    kept = ("loss", "learning_rate", "images_per_second", "seconds_left")
     return step, time.time(), {f"train/{name}": values[name] for name in kept if name in values}
 
 

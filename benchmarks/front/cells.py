@@ -15,6 +15,7 @@ import torch
 from benchmarks.cells import ROOT, cell, cell_file, code_key
 from benchmarks.front.recipes import THREAT, Recipe
 from redoubt.bundle import open_bundle, write_bundle
+from redoubt.compute import keep_memory
 from redoubt.data import Prepared
 from redoubt.evaluation.accuracy import correct, withstands_pgd
 from redoubt.evaluation.autoattack import autoattack
@@ -43,6 +44,7 @@ def bundle_folder(key: dict) -> Path:
 
 def fit(recipe: Recipe, data: Prepared, seed: int) -> None:
     """Train and write the bundle: the child process's work."""
+    keep_memory()   # as the train step does
     card = data.metadata
     torch.manual_seed(seed)
     model = build(Architecture(name=recipe.network, num_classes=len(data.classes), channels=card["shape"][0],

@@ -16,6 +16,7 @@ from benchmarks.training.floor import floor
 from benchmarks.training.long_tail import long_tail
 from benchmarks.training.matrix import matrix
 from benchmarks.training.peers import peers
+from redoubt.compute import keep_memory
 from redoubt.errors import RedoubtError
 
 SECTIONS = {"floor": floor, "peers": peers, "matrix": matrix, "long-tail": long_tail}
@@ -25,6 +26,7 @@ def main() -> int:
     args = arguments(__doc__, only={"choices": sorted(SECTIONS), "help": "one section instead of all"},
                      peers_python={"metavar": "PATH", "help": "interpreter with the peers (default .venv-peers)"},
                      plot={"type": Path, "metavar": "FILE", "help": "draw the matrix (.svg or .png)"})
+    keep_memory()   # as the train step does
     report = Report(args, "Adversarial training")
     for name, section in SECTIONS.items():
         if args.only in (None, name):

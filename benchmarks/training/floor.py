@@ -13,9 +13,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Report, table
-from redoubt.compute import device, keep_memory
+from redoubt.compute import choose_kernels, device
 from redoubt.models import Architecture, Classifier, build
 from redoubt.threat import ThreatModel
 from redoubt.training import TrainConfig
@@ -25,6 +26,7 @@ from redoubt.training.state import State
 from redoubt.training.step import Stepper
 
 LEAST = 0.95
+PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}   # dense bfloat16, operations a second
 NETWORKS = {   # name: (channels, size, batch size on a CPU, on a GPU)
     "compact-cnn": (1, 28, 128, 2048),
     "preactresnet-18": (3, 32, 32, 512),
@@ -72,16 +74,17 @@ def interleaved(works: dict[str, Callable[[], None]], repeats: int) -> dict[str,
 
 def parts(name: str, steps: int, args) -> dict[str, Callable[[], None]]:
     """What is timed: the two passes that the floor is made of, and the step with and without its optimizer."""
-    keep_memory()   # as training does
+    choose_kernels(device())   # as training does
     x, y = pictures(name, args.seed)
     model = network(name, args.seed)
     # pgd attacks the whole batch; the default objective would leave a quarter of it clean and beat its floor.
+    # Uncompiled, as the floor's own passes are.
     config = TrainConfig(objective="pgd", threats=(ThreatModel("Linf", 0.1),), steps=steps, batch_size=len(x),
-                         seed=args.seed)
+                         seed=args.seed, compile="off")
     state = State(model, config, 10**6)
     autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=use_bfloat16(config.precision, x.device))
     stepper = Stepper(state, (x, y), 10**6, None, World(), autocast)
-    rows = torch.arange(len(x))
+    rows = stepper.pictures.place(torch.arange(len(x)))
 
     def attack_passes() -> None:
         model.eval()
@@ -111,6 +114,18 @@ def share(took: dict[str, list[float]], part: str) -> float:
         took["attack passes"], took["weight pass"], took[part], strict=True))
 
 
+def share_of_peak(work: Callable[[], None], took: float) -> float:
+    """The operations of products and convolutions in `work`, as a share of what the GPU's data sheet has room for in
+    `took` seconds; NaN on a CPU or an unknown GPU."""
+    peak = next((value for name, value in PEAK.items() if torch.cuda.is_available()
+                 and name in torch.cuda.get_device_name()), None)
+    if peak is None:
+        return float("nan")
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / took / peak
+
+
 def floor(report: Report) -> None:
     args, rows = report.given, []
     for name in NETWORKS:
@@ -121,9 +136,9 @@ def floor(report: Report) -> None:
             reached, n = share(took, "gradients"), len(pictures(name, args.seed)[0])
             usual = {part: statistics.median(times) for part, times in took.items()}
             rows.append((name, n, steps, *(1000 * usual[part] for part in works), reached, share(took, "step"),
-                         n / usual["step"]))
+                         n / usual["step"], share_of_peak(works["gradients"], usual["gradients"])))
             report.require(reached >= LEAST, f"{name}, PGD-{steps}: {reached:.3f} of the floor, {LEAST} is asked for")
     header = ("network", "batch", "k", "attack passes ms", "weight pass ms", "gradients ms", "step ms",
-              "floor/gradients", "floor/step", "images/s")
+              "floor/gradients", "floor/step", "images/s", "of bf16 peak")
     report.say(table(header, rows))
     report.figures["floor"] = [dict(zip(header, row, strict=True)) for row in rows]

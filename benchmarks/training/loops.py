@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from redoubt.compute import keep_memory
 from redoubt.evaluation.accuracy import predict, withstands_pgd
 from redoubt.models import Architecture, build
 from redoubt.threat import ThreatModel
@@ -135,6 +136,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=kind, required=True)
     given = parser.parse_args()
     logging.disable(logging.WARNING)
+    keep_memory()   # as our train step does; all four share the process, so all four have it
     with np.load(given.pictures) as file:
         x, y, *test = (torch.from_numpy(file[name]) for name in ("x", "y", "x_test", "y_test"))
     setting, few = Setting(given), given.timed_batches * given.batch

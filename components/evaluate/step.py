@@ -19,6 +19,7 @@ from redoubt.evaluation.examples import examples
 from redoubt.evaluation.imperceptibility import imperceptibility
 from redoubt.evaluation.overlap import unseen
 from redoubt.evaluation.robustness import evaluate
+from redoubt.evaluation.sanity import Claim
 from redoubt.evaluation.store import forget
 from redoubt.evaluation.suites import check_suite
 from redoubt.evaluation.surrogate import fit_surrogate, standard_epoch_seconds
@@ -114,13 +115,14 @@ def hardware(where: torch.device) -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
-def claim(bundle: Bundle) -> tuple[float, int] | None:
-    """The accuracy under attack with which training chose these weights, and the validation pictures behind it."""
+def claim(bundle: Bundle) -> Claim | None:
+    """What training reported of the weights that it chose."""
     record = bundle.manifest.get("training") or {}
     n = (bundle.manifest.get("data", {}).get("splits", {}).get("validation") or {}).get("n")
     rows = [row for row in record.get("history") or () if row.get("epoch") == record.get("best_epoch")]
-    reported = rows[-1].get("robust_accuracy") if rows else None
-    return None if reported is None or not n else (float(reported), int(n))
+    if not rows or not n or "robust_accuracy" not in rows[-1]:
+        return None
+    return Claim(attacked=float(rows[-1]["robust_accuracy"]), clean=float(rows[-1]["clean_accuracy"]), n=int(n))
 
 
 def training_cost(bundle: Bundle, network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from redoubt.bundle import Bundle, open_bundle, seal
 from redoubt.data import Prepared
 from redoubt.registry import Registry
 from redoubt.tracking import LiveRun, Tracker, beat, figures
+
+SAY_SECONDS = 5.0   # between two lines of progress within an epoch
 
 
 def run(
@@ -104,10 +107,19 @@ def tracked(tracking_uri: str, model_name: str, name: str, parameters: dict, run
     """Callbacks that also send what they are told to the tracking server.
 
     Yields:
-        progress, pulse, and the tracker; None when there is no server.
+        progress, pulse, and the tracker; None when there is no server. Whoever watches `progress` hears of a pulse
+        every `SAY_SECONDS`, too.
     """
+    said = time.monotonic()
+
+    def say(values: dict) -> None:
+        nonlocal said
+        if time.monotonic() - said >= SAY_SECONDS:
+            said = time.monotonic()
+            progress({name: value for name, value in values.items() if name != "learning_rate"})
+
     if not (tracking_uri and model_name):
-        yield progress, lambda step, values: None, None
+        yield progress, lambda step, values: say(values), None
         return
     tracker = Tracker(LiveRun(Registry(tracking_uri, model_name), name=name, parameters=parameters, run_id=run_id),
                       warn=lambda text: progress({"note": text}))
@@ -117,8 +129,12 @@ def tracked(tracking_uri: str, model_name: str, name: str, parameters: dict, run
         if "epoch" in row:
             tracker(figures(row))
 
+    def heard(step: int, values: dict) -> None:
+        say(values)
+        tracker(beat(step, values))
+
     try:
-        yield both, lambda step, values: tracker(beat(step, values)), tracker
+        yield both, heard, tracker
     except BaseException:
         tracker.close(failed=True)
         raise

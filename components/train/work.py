@@ -10,7 +10,7 @@ import torch
 
 from components.train.parent import Start
 from redoubt.bundle import open_bundle, write_bundle
-from redoubt.compute import device, settle_threads
+from redoubt.compute import device, keep_memory, settle_threads
 from redoubt.data import Prepared
 from redoubt.models import Architecture, Classifier, build
 from redoubt.threat import ThreatModel, cover, load_threats
@@ -58,6 +58,7 @@ class Work:
 
     def run(self, progress: Callable[[dict], None], pulse: Callable[[int, dict], None]) -> None:
         """Train, and write the bundle if this is the first of the processes."""
+        keep_memory()
         prepared = Prepared.open(self.data)
         settle_threads(prepared.metadata["shape"][1])
         where, pictures = device(), prepared.pixels("train")

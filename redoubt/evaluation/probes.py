@@ -43,27 +43,23 @@ class Sample:
 
 
 def run_checks(
-    sample: Sample, threats: Sequence[ThreatModel], curves: Mapping[str, Curves], *, given_training: int = 0,
-    claim: tuple[float, int] | None = None, found: tuple[float, int] | None = None,
+    sample: Sample, threats: Sequence[ThreatModel], curves: Mapping[str, Curves], *, given_training: int = 0
 ) -> list[Check]:
-    """All checks, in the order of `sanity.TITLES`.
+    """All checks that look at the model, in the order of `sanity.TITLES`.
 
     Args:
         threats: each is looked at; a check that fails for one fails.
         curves: for each norm and attack, (epsilon, images right, images) by epsilon.
         given_training: modules that were in training mode when the model was handed over.
-        claim, found: as in `sanity.claim_holds`.
     """
     classes = predict(sample.model, sample.x[:1]).shape[1]
-    by_threat: dict[str, list[tuple[str, Check]]] = {}
+    found: dict[str, list[tuple[str, Check]]] = {}
     for threat in threats:
         for check in under_threat(sample, threat, curves.get(threat.norm, {})):
-            by_threat.setdefault(check.name, []).append((str(threat), check))
-    checks = [sanity.worst_of(several) for several in by_threat.values()]
-    checks += [sanity.claim_holds(claim, found), sanity.few_classes(classes, library.parts(classes)),
-               look_twice(sample), modes(sample, given_training)]
-    order = list(sanity.TITLES)
-    return sorted(checks, key=lambda check: order.index(check.name))
+            found.setdefault(check.name, []).append((str(threat), check))
+    checks = [sanity.worst_of(several) for several in found.values()]
+    checks += [sanity.few_classes(classes, library.parts(classes)), look_twice(sample), modes(sample, given_training)]
+    return sanity.in_order(checks)
 
 
 def under_threat(sample: Sample, threat: ThreatModel, curves: Curves) -> list[Check]:

@@ -19,6 +19,7 @@ from redoubt.evaluation import probes
 from redoubt.evaluation.accuracy import eval_mode, predict
 from redoubt.evaluation.calibration import calibration
 from redoubt.evaluation.intervals import wilson
+from redoubt.evaluation.sanity import Claim, claim_holds, in_order
 from redoubt.evaluation.store import Store, fingerprint, pack, unpack
 from redoubt.evaluation.suites import (
     SUITES,
@@ -52,7 +53,7 @@ def evaluate(
     sanity_n: int = SANITY_N,
     seed: int = 0,
     surrogate: nn.Module | None = None,
-    claim: tuple[float, int] | None = None,
+    claim: Claim | None = None,
     state: Path | str | None = None,
     progress: Callable[[dict], None] | None = None,
 ) -> dict:
@@ -73,7 +74,7 @@ def evaluate(
         sanity_n: images that the sanity checks look at; 0 leaves the checks out.
         seed: fixes the drawn images and the attacks' random starts, each row by itself.
         surrogate: another model of the same task, for attacks by transfer; without one they are left out.
-        claim: the accuracy under attack that training reported, the worst of `threats`, and the images behind it.
+        claim: what the model's own record says of it, if it has one.
         state: a folder for what is finished, so that a killed evaluation goes on there. Whoever has written the
             report down empties it: `redoubt.evaluation.store.forget`.
         progress: called with each finished row of `attacks`, and with {part, batch, of, accuracy} after each batch of
@@ -178,7 +179,7 @@ class _Run:
                 "attacks": [attack_label(name, len(self.classes)) for name in found], "worst_class": _worst(rows)}
 
     def checks(self, threats: Sequence[ThreatModel], n: int, given_training: int,
-               claim: tuple[float, int] | None) -> list:
+               claim: Claim | None) -> list:
         """The sanity checks, on `n` images drawn by the seed."""
         rows = _drawn(len(self.x), n, self.seed + 1).to(self.x.device)
         curves: dict[str, dict[str, list]] = {}
@@ -192,12 +193,12 @@ class _Run:
         found = [self.stood["pgd", threat.norm, threat.epsilon].float().mean().item() for threat in threats
                  if ("pgd", threat.norm, threat.epsilon) in self.stood]
         checks = probes.run_checks(sample, threats or (ThreatModel("Linf", UNDEFENDED_GRID[1]),), curves,
-                                   given_training=given_training, claim=claim,
-                                   found=(min(found), len(self.x)) if found else None)
+                                   given_training=given_training)
+        checks.append(claim_holds(claim, self.right.float().mean().item(), min(found, default=None), len(self.x)))
         seconds = time.perf_counter() - start
         self.cost.append({"attack": "checks", "label": "sanity checks", "norm": "", "epsilon": 0.0, "n": len(rows),
                           "seconds": seconds, "images_per_second": len(rows) / max(seconds, 1e-9)})
-        return checks
+        return in_order(checks)
 
 
 def _logits(model: nn.Module, x: Tensor, classes: Sequence[str]) -> Tensor:

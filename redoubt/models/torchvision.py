@@ -10,6 +10,7 @@ from redoubt.errors import InvalidInput
 
 PREFIX = "torchvision:"
 _FIXED = ("vit_", "maxvit", "swin")   # made for 224 pixels: patches and windows must come out even
+_LARGER = {"inception_v3": 75}   # what it needs at least
 _LEAST = 64    # networks made for 224 pixels halve five times; below this nothing would be left to look at
 
 
@@ -25,7 +26,7 @@ class TorchvisionNetwork(nn.Module):
 
     def __init__(self, name: str, *, channels: int, size: int, num_classes: int):
         super().__init__()
-        self.side = 224 if name.startswith(_FIXED) else max(size, _LEAST)
+        self.side = 224 if name.startswith(_FIXED) else max(size, _LARGER.get(name, _LEAST), _LEAST)
         self.network = _create(name, num_classes)
         if channels != 3:
             _take_channels(self.network, channels)

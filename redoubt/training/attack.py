@@ -66,12 +66,14 @@ class Adversary:
 
     Attributes:
         compiled: whether `model` is a compiled view.
+        first: the number in the whole batch of the first picture that this one attacks.
     """
 
     model: nn.Module
     plan: Plan
     config: TrainConfig
     compiled: bool = False
+    first: int = 0
     made: Tensor | None = field(default=None, init=False)
 
     def __call__(self, x: Tensor, y: Tensor | None, rows: slice | Tensor = slice(None)) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -57,6 +58,8 @@ class Keeper:
         content = save(self.state.tensors(), {"state": json.dumps(self.state.values() | {"run": self.run})})
         self.file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.file.with_name(f"{self.file.name}.{os.getpid()}.new")
+        for left in set(self.file.parent.glob(f"{glob.escape(self.file.name)}.*.new")) - {temporary}:
+            left.unlink(missing_ok=True)   # of a process that was killed while it wrote
         with temporary.open("wb") as stream:
             stream.write(content)
             stream.flush()

@@ -72,7 +72,8 @@ def choose(stepper, rows: Tensor, left: int) -> nn.Module:
         return model
     try:
         fast = compiled(model)
-        x, y = stepper.pictures.batch(rows), stepper.pictures.labels(rows)
+        part = rows[: stepper.micro]   # what a step computes at a time: more may not fit into memory
+        x, y = stepper.pictures.batch(part), stepper.pictures.labels(part)
         with stepper.autocast:
             apart = difference(model, fast, x, y)
         if not apart <= TOLERANCE:

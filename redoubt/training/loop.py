@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from redoubt.compute import keep_memory
-from redoubt.errors import InvalidInput
+from redoubt.compute import choose_kernels
+from redoubt.errors import InvalidInput, TrainingDiverged
 from redoubt.training.checkpoint import Keeper
 from redoubt.training.clock import Clock, Pulse
 from redoubt.training.config import TrainConfig
@@ -47,7 +47,7 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
@@ -79,10 +79,10 @@ def train(
 
     Raises:
         InvalidInput: when `start` does not fit `model`.
-        TrainingDiverged: when the loss stops being finite, naming epoch, step and pictures.
+        TrainingDiverged: when the loss stops being finite, naming epoch, step and pictures; when single-step training
+            ends overfitted.
         ArtifactError: when `checkpoint` cannot be read, or belongs to another run.
     """
-    keep_memory()
     world, device = World.current(), next(model.parameters()).device
     _warm(model, start)
     model.to(memory_format=torch.channels_last)
@@ -91,9 +91,7 @@ def train(
         share(model)
     if config.compile == "on" and world.size > 1:
         raise InvalidInput("compile 'on' needs a single process: take 'auto'")
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")   # TF32 where float32 is left; convolutions have it by default
-        torch.backends.cudnn.benchmark = True        # batches are of one size: trying the kernels out pays
+    choose_kernels(device)
     per_epoch = max(1, len(train_data[0]) // config.batch_size)
     state = State(model, config, per_epoch * config.epochs)
     keeper = Keeper(checkpoint, state, train_data, every=checkpoint_seconds) if checkpoint else None
@@ -104,6 +102,7 @@ def train(
                       autocast, levels)
     _epochs(stepper, validation, per_epoch, keeper, progress, Clock(state, per_epoch, len(train_data[0]), pulse))
     unshare(model)
+    _refuse_collapsed(state)
     model.load_state_dict(state.best)
     model.eval()
     return TrainResult(model=model, history=state.history, best_epoch=state.best_epoch, seconds=state.seconds)
@@ -133,8 +132,10 @@ def _epochs(stepper: Stepper, validation, per_epoch: int, keeper: Keeper | None,
             if keeper and keeper.due():
                 write()
         clock.heard(stepper.look())
-        # Of many short epochs only some are looked at: a look would cost more than the epoch.
-        if state.epoch % max(1, config.epochs // config.looks) == 0 or state.epoch == config.epochs:
+        # Of many short epochs only some are looked at: a look would cost more than the epoch. Single-step training can
+        # collapse from one to the next.
+        every = 1 if config.objective == "fast" else max(1, config.epochs // config.looks)
+        if state.epoch % every == 0 or state.epoch == config.epochs:
             row = _look(stepper, validation, per_epoch, clock)
             if world.rank == 0:
                 progress(row)
@@ -156,6 +157,16 @@ def _look(stepper: Stepper, validation, per_epoch: int, clock: Clock) -> dict:
     if "fallback" in row:
         state.fall_back()
     return row
+
+
+def _refuse_collapsed(state: State) -> None:
+    """Raise TrainingDiverged when the best weights of the run are those over which the alarm was raised."""
+    best = next((row for row in state.history if row["epoch"] == state.best_epoch), {})
+    if "fallback" in best:
+        raise TrainingDiverged(
+            f"single-step training overfitted catastrophically by epoch {best['epoch']} (FGSM leaves "
+            f"{best['single_step_accuracy']:.3f}, PGD {best['robust_accuracy']:.3f}), and no epoch against PGD mended "
+            "it: take objective 'pgd', or more epochs")
 
 
 def _warm(model: nn.Module, start: dict[str, Tensor] | None) -> None:

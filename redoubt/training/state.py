@@ -117,10 +117,11 @@ class State:
         for group, saved in zip(self.optimizer.param_groups, groups, strict=True):
             group |= {"lr": saved["lr"], "betas": tuple(saved["betas"])}
         self.schedule.last_epoch, self.schedule._step_count = self.step, self.step + 1
+        device = next(self.model.parameters()).device
         for i, parameter in enumerate(self.model.parameters()):
             moments = parts.get(f"optimizer.{i}", {})
             if moments:   # in the weights' own memory format, as the optimizer had made them
                 self.optimizer.state[parameter] = {
-                    name: value.clone() if name == "step" else torch.empty_like(parameter).copy_(value)
-                    for name, value in moments.items()
+                    name: value.to(device, copy=True) if name == "step" else torch.empty_like(parameter).copy_(value)
+                    for name, value in moments.items()   # fused AdamW keeps its count of steps on the device, too
                 }

@@ -109,8 +109,8 @@ class Stepper:
                       single=config.objective == "fast" and not state.fallback)
         attack = attack and attack.slice(own)
         parts = [slice(i, i + self.micro) for i in range(0, len(x), self.micro)]
-        foes = [attack and Adversary(self.network, attack.slice(part), config, compiled=self.network is not state.model)
-                for part in parts]
+        foes = [attack and Adversary(self.network, attack.slice(part), config, first=(own.start or 0) + part.start,
+                                     compiled=self.network is not state.model) for part in parts]
         self.network.train()
         gamma = config.plugins.weight_perturbation
         with self._perturbed(gamma, lambda: self._accumulate(x, y, parts, foes, len(rows))):

@@ -57,8 +57,9 @@ def test_a_model_that_is_fitted_to_one_attack_is_found_by_what_it_claims(robust_
     assert [check["check"] for check in report["checks"] if check["verdict"] == "fail"] == ["claim_holds"]
     numbers = next(check["numbers"] for check in report["checks"] if check["check"] == "claim_holds")
     pgd = next(row for row in report["attacks"] if row["attack"] == "pgd" and row["epsilon"] == 0.1)
-    assert numbers == {"claimed": 1.0, "claimed_n": digits.metadata["splits"]["validation"]["n"],
-                       "found": pytest.approx(pgd["accuracy"]), "n": 120}
+    assert numbers == {"claimed": 1.0, "claimed_clean": 0.98, "found": pytest.approx(pgd["accuracy"]), "n": 120,
+                       "claimed_n": digits.metadata["splits"]["validation"]["n"],
+                       "found_clean": pytest.approx(report["clean_accuracy"])}
 
 
 def test_the_report_counts_what_it_says(report, digits):

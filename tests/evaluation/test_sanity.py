@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from redoubt.evaluation import sanity
-from redoubt.evaluation.sanity import FAIL, NOT_APPLICABLE, PASS, Check, failed, surely_above, worst_of
+from redoubt.evaluation.sanity import FAIL, NOT_APPLICABLE, PASS, Check, Claim, failed, surely_above, worst_of
 
 N = 100
 
@@ -84,17 +84,23 @@ def test_two_evaluations_must_agree():
     assert "fitted to that attack" in sanity.evaluations_agree(first, first, right((0, 30)), labels).detail
 
 
-@pytest.mark.parametrize("claim, found, verdict", [
-    ((0.72, 2000), (0.73, 5000), PASS),            # honest, and lucky
-    ((0.75, 2000), (0.72, 5000), PASS),            # PGD-20 instead of PGD-10, other images
-    ((0.55, 280), (0.36, 299), FAIL),              # overfitted to its attack
-    ((0.55, 40), (0.36, 40), PASS),                # few images: it may be chance
-    ((0.46, 280), (0.03, 299), FAIL),              # catastrophically overfitted
-    (None, (0.03, 299), NOT_APPLICABLE),
-    ((0.46, 280), None, NOT_APPLICABLE),
+def claimed(attacked, n, clean=0.85):
+    return Claim(attacked=attacked, clean=clean, n=n)
+
+
+@pytest.mark.parametrize("claim, clean, attacked, n, verdict", [
+    (claimed(0.72, 2000), 0.85, 0.73, 5000, PASS),            # honest, and lucky
+    (claimed(0.75, 2000), 0.85, 0.72, 5000, PASS),            # PGD-20 instead of PGD-10, other images
+    (claimed(0.55, 280), 0.85, 0.36, 299, FAIL),              # overfitted to its attack
+    (claimed(0.55, 40), 0.85, 0.36, 40, PASS),                # few images: it may be chance
+    (claimed(0.46, 280), 0.85, 0.03, 299, FAIL),              # catastrophically overfitted
+    (claimed(0.60, 2000), 0.70, 0.48, 2000, PASS),            # harder images: it is less accurate without attack, too
+    (claimed(0.60, 2000, clean=0.5), 0.85, 0.48, 2000, FAIL),     # easier ones are no excuse
+    (None, 0.85, 0.03, 299, NOT_APPLICABLE),
+    (claimed(0.46, 280), 0.85, None, 299, NOT_APPLICABLE),
 ])
-def test_what_training_reported_must_hold(claim, found, verdict):
-    check = sanity.claim_holds(claim, found)
+def test_what_training_reported_must_hold(claim, clean, attacked, n, verdict):
+    check = sanity.claim_holds(claim, clean, attacked, n)
     assert check.verdict == verdict
     assert verdict != FAIL or "fitted to the attack" in check.detail
 

@@ -143,3 +143,19 @@ def test_a_run_that_is_resumed_ends_alike(digits, tmp_path):
     again = train(network().cuda(), digits.pixels("train", 256), validation, config, levels=digits.levels, **keywords)
     assert torch.equal(weights(first), weights(again)), "a finished run is read, not made again"
     assert untimed(first.history) == untimed(again.history)
+
+
+def test_a_run_that_was_killed_in_the_middle_goes_on(digits, tmp_path):
+    validation = tuple(part.cuda() for part in digits.tensors("validation", 50))
+    config = TrainConfig(threats=(LINF,), epochs=3, batch_size=64, steps=1, compile="off")
+    data, kept = digits.pixels("train", 256), {"checkpoint": tmp_path / "c.safetensors", "checkpoint_seconds": 0.0}
+
+    def stop(row: dict) -> None:
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(network().cuda(), data, validation, config, levels=digits.levels, progress=stop, **kept)
+    resumed = train(network().cuda(), data, validation, config, levels=digits.levels, **kept)
+    assert [row["epoch"] for row in resumed.history] == [1, 2, 3]
+    assert all(value.isfinite().all() for value in resumed.model.state_dict().values())

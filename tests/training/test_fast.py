@@ -4,6 +4,7 @@ import pytest
 import torch
 from training_support import LINF, run, untimed
 
+from redoubt.errors import TrainingDiverged
 from redoubt.threat import ThreatModel
 from redoubt.training import validate
 from redoubt.training.objectives.fast import noisy_step, overfitted
@@ -26,13 +27,16 @@ def test_the_noisy_step_is_noise_and_one_step_of_length_epsilon(threat):
 
 @pytest.mark.parametrize(("rows", "alarm"), [
     ([(0.6, 0.7)], False),
+    ([(0.05, 0.7)], True),
+    ([(0.01, 0.1)], False),
     ([(0.6, 0.7), (0.5, 0.7)], False),
     ([(0.6, 0.7), (0.0, 0.9)], True),
     ([(0.6, 0.7), (0.29, 0.6)], True),
     ([(0.6, 0.7), (0.31, 0.6)], False),
     ([(0.6, 0.7), (0.1, 0.1)], False),
     ([(0.6, 0.7), (0.0, 0.9), (0.5, 0.7)], False),
-], ids=["one look", "a small loss", "collapse", "just below half", "just above half", "both lost", "recovered"])
+], ids=["one look", "collapsed at once", "nothing learned yet", "a small loss",
+        "collapse", "just below half", "just above half", "both lost", "recovered"])
 def test_the_alarm_needs_pgd_lost_and_the_single_step_held(rows, alarm):
     assert overfitted([{"robust_accuracy": r, "single_step_accuracy": s} for r, s in rows]) == alarm
 
@@ -57,6 +61,19 @@ def test_after_the_alarm_the_run_goes_on_with_pgd_from_its_best_weights(digits, 
     assert untimed(result.history[:1]) == untimed(calm.history[:1])
     assert untimed(result.history[2:]) != untimed(calm.history[2:])
     assert result.best_epoch != 2
+
+
+def test_a_run_that_ends_overfitted_is_no_result(digits, monkeypatch):
+    measure = validate.measure
+    monkeypatch.setattr(validate, "measure", lambda *given: measure(*given) | {"robust_accuracy": 0.01,
+                                                                             "single_step_accuracy": 0.9})
+    with pytest.raises(TrainingDiverged, match=r"overfitted catastrophically by epoch 1.*take objective 'pgd'"):
+        run(digits, objective="fast", threats=(LINF,), epochs=1, average=0.0)
+
+
+def test_single_step_training_is_looked_at_after_every_epoch(digits):
+    assert len(run(digits, objective="fast", threats=(LINF,), epochs=4, looks=1).history) == 4
+    assert len(run(digits, objective="pgd", threats=(LINF,), epochs=4, looks=1).history) == 1
 
 
 class Counter:

@@ -60,6 +60,16 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(digits, m
     assert parts.history[0]["loss"] == pytest.approx(whole.history[0]["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("objective", ["blend", "half"])
+@pytest.mark.parametrize("room", [1, 3])
+def test_the_same_pictures_stay_clean_in_the_smallest_parts(digits, monkeypatch, objective, room):
+    settings = {"objective": objective, "threats": (LINF,), "precision": "float32", "batch_size": 60, "epochs": 1}
+    whole = run(digits, **settings)
+    short_of_memory(monkeypatch, room=room)
+    parts = run(digits, **settings)
+    torch.testing.assert_close(weights(parts), weights(whole), atol=2e-4, rtol=0)
+
+
 def test_without_room_for_one_picture_the_run_ends_with_advice(digits, monkeypatch):
     short_of_memory(monkeypatch, room=0)
     with pytest.raises(torch.OutOfMemoryError, match="even one picture at a time is too much"):

@@ -6,8 +6,9 @@ Args of each:
     model: in training mode.
     x, y: pictures [N, C, H, W] in [0, 1] and labels [N].
     attack: `attack(x, y, rows)` returns the adversarial versions of `x[rows]` (a slice or numbers), without touching
-        weight gradients; all rows by default. With `y=None` it leads away from the model's own prediction instead of
-        from a label.
+        weight gradients; all rows by default. Its `first`, where it has one, is the number of `x[0]` in the whole
+        batch, of which `x` may be a part (a micro-batch, another process's share). With `y=None` it leads away from
+        the model's own prediction instead of from a label.
     lam: weight of the adversarial term, where there is one.
     smoothing: label smoothing (Szegedy et al. 2016, arXiv 1512.00567), in [0, 1).
 """

@@ -9,6 +9,7 @@ from redoubt.threat import ThreatModel
 from redoubt.training.objectives.madry import pgd
 from redoubt.training.objectives.standard import Attack
 
+APART, LEARNED = 0.2, 0.2   # honest training keeps PGD's accuracy above two thirds of FGSM's
 NOISE = 2.0   # the paper's k: the noise comes from a ball of twice the size
 
 
@@ -33,12 +34,16 @@ def noisy_step(
 
 def overfitted(history: list[dict]) -> bool:
     """Catastrophic overfitting (Wong et al. 2020, arXiv 2001.03994): in the last row of `history` PGD accuracy is less
-    than half of what it was at best, while accuracy under a single step has held.
+    than half of what it was at best, while accuracy under a single step has held; or less than a fifth of accuracy
+    under a single step, whatever was before.
 
     Rows need `robust_accuracy` and `single_step_accuracy`. A model that loses both is not overfitted but untrained.
     """
+    now = history[-1]
+    if now["single_step_accuracy"] >= LEARNED and now["robust_accuracy"] < APART * now["single_step_accuracy"]:
+        return True
     if len(history) < 2:
         return False
-    now, best = history[-1], max(history[:-1], key=lambda row: row["robust_accuracy"])
+    best = max(history[:-1], key=lambda row: row["robust_accuracy"])
     collapsed = now["robust_accuracy"] < 0.5 * best["robust_accuracy"]
     return collapsed and now["single_step_accuracy"] > 0.75 * best["single_step_accuracy"]

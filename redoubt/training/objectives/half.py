@@ -9,7 +9,9 @@ from redoubt.training.objectives.standard import Attack, surprise
 
 def half(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, *, lam: float, smoothing: float = 0.0) -> Tensor:
     """Every other image of the batch is attacked, the rest stays clean."""
-    attacked = attack(x, y, slice(0, None, 2))
-    x = x.clone()
-    x[::2] = attacked
+    rows = slice(getattr(attack, "first", 0) % 2, None, 2)   # even numbers in the whole batch
+    if len(x[rows]):   # a micro-batch may hold a clean image alone
+        attacked = attack(x, y, rows)
+        x = x.clone()
+        x[rows] = attacked
     return surprise(model(x), y, smoothing)
