@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import comb, sqrt
+from math import exp, lgamma, log, log1p, sqrt
 
 from torch import Tensor
 
@@ -76,8 +76,12 @@ def surely_above(count: int, n: int, limit: float) -> bool:
     """Whether a share of which `count` of `n` were seen lies above `limit`: exact one-sided test, level 1 %."""
     if count <= limit * n:
         return False
-    less = sum(comb(n, k) * limit**k * (1 - limit) ** (n - k) for k in range(count))
-    return 1 - less < LEVEL
+    return limit <= 0 or sum(exp(_log_binomial(k, n, limit)) for k in range(count, n + 1)) < LEVEL
+
+
+def _log_binomial(k: int, n: int, p: float) -> float:
+    """Logarithm of the chance of `k` among `n` at 0 < p < 1: the coefficients themselves outgrow a float at n 1030."""
+    return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) + k * log(p) + (n - k) * log1p(-p)
 
 
 def overlooks(missed: int, left: int, n: int) -> bool:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from redoubt.evaluation import sanity
 from redoubt.evaluation.sanity import FAIL, NOT_APPLICABLE, PASS, Check, Claim, failed, surely_above, worst_of
@@ -130,6 +131,19 @@ def test_few_images_convict_nobody():
     assert surely_above(20, 100, 0.04)
     assert not surely_above(0, 0, 0.04)
     assert sanity.converged(right((0, 5), n=8), right((1, 5), n=8), (20, 100)).verdict == PASS
+
+
+@pytest.mark.parametrize("limit", [0.005, 0.04, 0.3, 0.9])
+@pytest.mark.parametrize("n", [1, 8, 100, 2000, 60000])
+def test_whether_a_share_is_surely_above_is_the_binomial_test(n, limit):
+    for count in {round(share * n) for share in (0, limit, 1.02 * limit, 1.2 * limit, 2 * limit, 1) if share <= 1}:
+        p = binomtest(count, n, limit, alternative="greater").pvalue
+        assert surely_above(count, n, limit) == (count > limit * n and p < sanity.LEVEL), (count, p)
+
+
+def test_one_is_more_than_never():
+    assert surely_above(1, 5, 0.0)
+    assert not surely_above(5, 5, 1.0)
 
 
 def test_the_worst_threat_model_decides():
