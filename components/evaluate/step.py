@@ -130,7 +130,7 @@ def training_cost(bundle: Bundle, network: torch.nn.Module, x: torch.Tensor, y: 
     record = bundle.manifest.get("training") or {}
     seconds, epochs, batch = (record.get(key) for key in ("seconds", "epochs", "batch_size"))
     n = (bundle.manifest.get("data", {}).get("splits", {}).get("train") or {}).get("n")
-    ran = len(record.get("history") or ()) or epochs
+    ran = (record.get("history") or [{}])[-1].get("epoch") or epochs   # a row for each epoch that was looked at
     if not (seconds and ran and n):
         return {"seconds": seconds, "epochs": epochs, "standard_epoch_seconds": None, "times_standard": None}
     standard = standard_epoch_seconds(network, x, y, n, batch_size=batch or 128)
