@@ -23,7 +23,7 @@ from redoubt.threat import ThreatModel
 
 ROUNDS = 3   # a champion that changes while the gate measures is measured against again
 LOWERED = "deescalation"   # the cause of a run that was asked to cover less than the champion
-_ATTACK = f"PGD-{STEPS}"
+_ATTACK, _REPORT = f"PGD-{STEPS}", "report.json"
 
 
 def run(
@@ -137,7 +137,10 @@ def _not_measured() -> Rule:
 
 
 def _report(bundle: Bundle) -> dict | None:
+    """The version's report; None unless its manifest lists it: only what it lists was verified."""
+    if _REPORT not in bundle.manifest["files"]:
+        return None
     try:
-        return json.loads((bundle.folder / "report.json").read_text())
+        return json.loads((bundle.folder / _REPORT).read_text())
     except (OSError, ValueError):
         return None

@@ -112,6 +112,22 @@ def test_files_that_do_not_verify_are_a_rule(registry, digits, digits_model, tmp
     assert registry.champion() is None
 
 
+def test_a_report_that_the_manifest_does_not_list_is_none(registry, digits, digits_model, tmp_path):
+    """Whoever can write to the artifact store could lay one beside the files that are verified."""
+    def sanity(version):
+        decision = judge(registry, version, digits, "standard", policy="sanity: required", promote=False)
+        return next(line for line in decision.rules if line.rule.startswith("sanity"))
+
+    checks = json.dumps({"checks": [{"title": "a", "verdict": "pass"}]})
+    version = register(registry, digits_model, tmp_path / "b", digits)
+    (weights,) = tmp_path.glob("artifacts/*/artifacts/bundle/model.safetensors")
+    (weights.parent / "report.json").write_text(checks)
+    assert (sanity(version).value, sanity(version).verdict) == ("none in its report", "fail")
+    (tmp_path / "b" / "report.json").write_text(checks)
+    listed = registry.register(seal(tmp_path / "b"), metrics={}, parameters={}, tags={})
+    assert sanity(listed).verdict == "pass"
+
+
 def test_a_champion_that_changes_while_the_gate_measures_is_measured_against(
     registry, digits, digits_model, robust_digits_model, tmp_path, monkeypatch
 ):
