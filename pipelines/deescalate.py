@@ -105,9 +105,7 @@ def all_clear(status: dict, registry: Registry, champion: Version, quiet: Quiet)
     attacks = [row for row in status["campaigns"] if row["outcome"] != "shift"]
     if any(row["state"] == "open" for row in attacks):
         raise Refused(f"campaign {attacks[0]['id']} is still open: this is no time to cover less")
-    changes = registry.history()
-    since = [datetime.fromisoformat(changes[-1].at).timestamp()] if changes else [champion.created.timestamp()]
-    since += [row["closed_at"] for row in attacks]
+    since = [_became(registry, champion), *(row["closed_at"] for row in attacks)]
     days, inputs = (time.time() - max(since)) / DAY, int((status.get("monitor") or {}).get("distinct", 0))
     if days < quiet.days:
         raise Refused(f"the last attack or change of champion was {days:.1f} days ago: --days {quiet.days:g} are asked "
@@ -116,6 +114,20 @@ def all_clear(status: dict, registry: Registry, champion: Version, quiet: Quiet)
         raise Refused(f"the server watched {inputs} distinct inputs since it loaded the champion: --inputs "
                       f"{quiet.inputs} are asked for")
     return days, inputs
+
+
+def _became(registry: Registry, champion: Version) -> float:
+    """When the champion became champion, seconds since 1970.
+
+    Raises:
+        Refused: when the history does not say: somebody moved the alias in another way.
+    """
+    last = next(reversed(registry.history()), None)
+    if last is None or last.version != champion.number:
+        raise Refused(f"nobody knows since when version {champion.number} is champion: the alias was set by hand, "
+                      f"and the history ends with {f'version {last.version}' if last else 'nothing'}. After the next "
+                      "`redoubt promote` or `redoubt rollback` the days are counted again")
+    return datetime.fromisoformat(last.at).timestamp()
 
 
 def parameters(

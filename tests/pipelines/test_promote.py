@@ -159,6 +159,21 @@ def test_after_a_long_all_clear_it_is_proposed(registry, defended, monkeypatch, 
     assert json.loads(asked.plugins) == {}
 
 
+def test_a_champion_set_by_hand_has_no_known_beginning(registry, register, defended, robust_digits_model, monkeypatch):
+    """Its quiet time would be counted from the promotion of the version before it."""
+    by_hand = register(robust_digits_model, [THREAT])
+    with registry._mlflow("set an alias by hand") as client:
+        client.set_registered_model_alias("m", "champion", str(by_hand.number))
+    later = time.time() + 20 * 86400
+    monkeypatch.setattr(deescalate.time, "time", lambda: later)
+    said = status(champion={"name": "m", "version": "2"})
+    with pytest.raises(Refused, match=r"since when version 2 is champion: .* by hand, .* ends with version 1"):
+        all_clear(said, registry, registry.champion(), QUIET)
+    monkeypatch.setattr(Registry, "history", lambda self: [])
+    with pytest.raises(Refused, match="ends with nothing"):
+        all_clear(said, registry, registry.champion(), QUIET)
+
+
 def test_without_a_server_nobody_knows(registry):
     with pytest.raises(RedoubtError, match=r"127\.0\.0\.1:9 does not say what it saw"):
         read_status(QUIET)
