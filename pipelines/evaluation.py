@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -104,20 +106,54 @@ def fetch_report(registry: Registry, version: Version, folder: Path, suite: str 
 
 
 def write_report(registry: Registry, number: str, out: Path, suite: str = "") -> tuple[Path, Path]:
-    """Copy a version's report to `out`, and its facts as JSON beside it; returns both paths."""
+    """Copy a version's report to `out`, and its facts as JSON beside it; returns both paths.
+
+    Raises:
+        InvalidInput: when there is no report, or it cannot be written there.
+    """
+    page_file(out)
     version = registry.version(number)
     with tempfile.TemporaryDirectory() as scratch:
         found, _ = fetch_report(registry, version, Path(scratch), suite)
         if not (found / PAGE).is_file():
             raise InvalidInput(f"version {number} has no report: it was not made by this pipeline")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(found / PAGE, out)
-        shutil.copy(found / REPORT, out.with_suffix(".json"))
+        with writing(out):
+            shutil.copyfile(found / PAGE, out)
+            shutil.copyfile(found / REPORT, out.with_suffix(".json"))
     return out.absolute(), out.with_suffix(".json").absolute()
 
 
+def page_file(out: Path) -> Path:
+    """`out`, when it can name a page that has its facts beside it.
+
+    Raises:
+        InvalidInput: for a folder, and for the name that the facts will have.
+    """
+    if not out.name or out.is_dir():
+        raise InvalidInput(f"{out} is a folder: name the file, such as {out / PAGE}")
+    if out.suffix.lower() == ".json":
+        raise InvalidInput(f"{out} is the page's name, and the facts go to a .json beside it: name it "
+                           f"{out.with_suffix('.html')}")
+    return out
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Make the folder of `out`; what the file system then refuses becomes InvalidInput."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise InvalidInput(f"{error.filename or out} cannot be written ({error.strerror or error})") from None
+
+
 def compare_versions(registry: Registry, numbers: tuple[str, str], out: Path) -> Path:
-    """Print two versions side by side and write the same as a page."""
+    """Print two versions side by side and write the same as a page.
+
+    Raises:
+        InvalidInput: when one has no report, or the page cannot be written there.
+    """
+    page_file(out)
     with tempfile.TemporaryDirectory() as scratch:
         versions = [registry.version(number) for number in numbers]
         folders = [fetch_report(registry, v, Path(scratch) / f"{i}-{v.number}") for i, v in enumerate(versions)]
@@ -131,7 +167,8 @@ def compare_versions(registry: Registry, numbers: tuple[str, str], out: Path) ->
     console.print(table)
     if why := mismatch(*reports):
         console.print(f"[yellow]{why}[/]", highlight=False)
-    return comparison(out, names, reports, cards).absolute()
+    with writing(out):
+        return comparison(out, names, reports, cards).absolute()
 
 
 def _say(row: dict) -> None:

@@ -1,6 +1,7 @@
 """`redoubt evaluate`, `report` and `compare` on a real registry: what is kept with a version, and what is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -84,6 +85,24 @@ def test_what_is_not_there_is_named(home, registry, tmp_path):
         evaluation.evaluate_version(registry, "7", "quick", home, limit=10, seed=0)
     with pytest.raises(InvalidInput, match="unknown suite"):
         evaluation.evaluate_version(registry, "1", "thorough", home, limit=10, seed=0)
+
+
+@pytest.mark.parametrize("out, message", [
+    ("report.json", r"the facts go to a \.json beside it: name it .*report\.html"),
+    ("", "is a folder: name the file, such as"),
+    (".", "is a folder"),
+    ("file/report.html", "cannot be written"),
+    ("beside/report.html", r"report\.json cannot be written \(Is a directory"),
+], ids=["the facts' own name", "empty", "a folder", "below a file", "a folder where the facts go"])
+def test_a_report_that_cannot_be_written_there_ends_in_a_sentence(home, registry, tmp_path, monkeypatch, out, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "beside" / "report.json").mkdir(parents=True)
+    with pytest.raises(InvalidInput, match=message):
+        evaluation.write_report(registry, "1", Path(out))
+    if "beside" not in out:
+        with pytest.raises(InvalidInput, match=message.split(":")[0]):
+            evaluation.compare_versions(registry, ("1", "1"), Path(out))
 
 
 @pytest.mark.parametrize("command", ["evaluate", "report", "compare"])
