@@ -55,7 +55,7 @@ def probe(detector: Detector, model, x, y, threat: ThreatModel, *, levels: int, 
     flagged = verdicts.evidence[verdicts.is_adversarial]
     estimate = detector.campaign(flagged).estimate if len(flagged) >= MINIMUM else None
     return Probe(threat=threat, true=float(threat.size(x_adv - x).median()), n=len(x), flagged=len(flagged),
-                 estimate=estimate)
+                 estimate=estimate, needs=MINIMUM)
 
 
 def takes(bundle: Bundle) -> str:

@@ -28,6 +28,7 @@ class Probe:
             a picture can hold: median.
         n, flagged: how many there were, and how many it flagged.
         estimate: the epsilon that it read from the flagged ones; None when they were too few.
+        needs: how many flagged ones it reads a strength from.
     """
 
     threat: ThreatModel
@@ -35,6 +36,7 @@ class Probe:
     n: int
     flagged: int
     estimate: float | None
+    needs: int = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,9 @@ def judge(
         rules = [_same_inputs(challenger, champion), *_coverage(challenger, champion, lowered)]
         rules += _robustness(challenger, champion, requested, policy, lowered)
         rules += _clean(challenger, champion, requested, policy, lowered)
-    rules += [_no_collapse(challenger), _false_positives(challenger, fpr, policy), *_detection(challenger, policy)]
+    had = champion is not None and champion.false_positives is not None
+    rules += [_no_collapse(challenger), _false_positives(challenger, fpr, policy, had),
+              *_detection(challenger, policy)]
     return GateDecision(rules=tuple(rules), n=len(challenger.clean), attack=attack)
 
 
@@ -188,10 +192,12 @@ def _no_collapse(challenger: Measured) -> Rule:
     return rule("worst clean recall of a class", f"{worst:.3f}", f"at least {chance:.3f} (chance)", worst >= chance)
 
 
-def _false_positives(challenger: Measured, fpr: float, policy: Policy) -> Rule:
+def _false_positives(challenger: Measured, fpr: float, policy: Policy, had: bool) -> Rule:
+    """`had`: the champion has a detector. Without one the next champion would see no attack at all."""
     name = "detector's false positives"
     if challenger.false_positives is None:
-        return rule(name, "no detector", "none", None)
+        return rule(name, "no detector", "a detector, as the champion has", False) if had else (
+            rule(name, "no detector", "none", None))
     # The limit leaves room for what a sample of this size can do by chance.
     limit = policy.fpr_slack * fpr + 3 * math.sqrt(fpr * (1 - fpr) / len(challenger.clean))
     return rule(name, f"{challenger.false_positives:.4f}", f"at most {limit:.4f}", challenger.false_positives <= limit)
@@ -206,7 +212,9 @@ def _detection(challenger: Measured, policy: Policy) -> list[Rule]:
                   share >= least)]
     name, limit = f"detector under {probe.threat}, strength error", policy.strength_error
     if probe.estimate is None:
-        return [*rules, rule(name, f"too few of {probe.n} flagged: {probe.flagged}", f"at most {limit:g}", None)]
+        asked = least > 0 and probe.n >= probe.needs
+        return [*rules, rule(name, f"none: {probe.flagged} of {probe.n} flagged, read from {probe.needs} on",
+                             f"at most {limit:g}", False if asked else None)]
     readable = min(probe.estimate, probe.true) > 0
     error = math.exp(abs(math.log(probe.estimate / probe.true))) - 1 if readable else math.inf
     return [*rules, rule(name, f"{error:.3f} (reads {probe.estimate:.4g}, is {probe.true:.4g})", f"at most {limit:g}",

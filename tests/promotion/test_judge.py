@@ -9,7 +9,7 @@ from redoubt.promotion.checks import sanity_rules
 from redoubt.promotion.gate import Measured, Probe, clean_allowance, judge
 from redoubt.promotion.paired import detectable_difference, paired_p
 from redoubt.promotion.policy import Policy
-from redoubt.promotion.record import FAIL, NOT_APPLICABLE
+from redoubt.promotion.record import FAIL, NOT_APPLICABLE, PASS
 from redoubt.threat import ThreatModel
 
 N = 5000
@@ -32,6 +32,7 @@ def seen(flagged=200, estimate=0.1) -> Probe:
 
 
 CHAMPION = measured(clean=0.90, attacked=0.05, trained_for=())
+BLIND = measured(clean=0.90, attacked=0.05, trained_for=(), false_positives=None)   # without a detector
 
 
 def failed(decision) -> str:
@@ -192,12 +193,26 @@ def test_a_run_that_was_asked_for_less_must_gain_on_clean_pictures_and_hold_what
     assert "contains the champion's Linf 0.1" in failed(judge(lower(0.88, 0.75, (OLD,)), champion, OLD))
 
 
-def test_without_a_detector_its_rules_do_not_apply():
-    decision = judge(measured(false_positives=None), CHAMPION, NEW)
+def test_without_any_detector_its_rules_do_not_apply():
+    decision = judge(measured(false_positives=None), BLIND, NEW)
     assert decision.passed
     assert verdict(decision, "false positives") == verdict(decision, "strength error") == NOT_APPLICABLE
+    assert judge(measured(false_positives=None, trained_for=()), None, None).passed
+
+
+def test_a_challenger_without_a_detector_does_not_follow_a_champion_with_one():
+    decision = judge(measured(false_positives=None), CHAMPION, NEW)
+    assert "false positives is no detector, needs a detector, as the champion has" in failed(decision)
+
+
+def test_too_few_flagged_to_read_a_strength_from_are_a_fault_unless_none_could_be_enough():
     few = judge(measured(probe=seen(flagged=60, estimate=None)), CHAMPION, NEW)
-    assert verdict(few, "strength error") == NOT_APPLICABLE
+    assert verdict(few, "share flagged") == PASS
+    assert "strength error is none: 60 of 256 flagged, read from 64 on" in failed(few)
+    nobody_asked = judge(measured(probe=seen(flagged=60, estimate=None)), CHAMPION, NEW, policy=Policy(detection=0))
+    assert verdict(nobody_asked, "strength error") == NOT_APPLICABLE
+    small = Probe(threat=NEW, true=0.1, n=50, flagged=50, estimate=None)
+    assert verdict(judge(measured(probe=small), CHAMPION, NEW), "strength error") == NOT_APPLICABLE
 
 
 @pytest.mark.parametrize("checks, expected", [
