@@ -11,6 +11,7 @@ from redoubt.data import Prepared
 from redoubt.detection import Detector
 from redoubt.detection.matching import MINIMUM
 from redoubt.evaluation.accuracy import correct, withstands_pgd
+from redoubt.evaluation.overlap import fresh
 from redoubt.promotion.gate import Measured, Probe
 from redoubt.threat import ThreatModel
 
@@ -18,19 +19,29 @@ STEPS = 20
 PROBED = 256   # attacked pictures that a detector is tried on
 
 
+def pictures(prepared: Prepared) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The gate split's pictures (float [N, C, H, W] in [0, 1]) and labels [N] without those that are pixel for pixel
+    training pictures, too, and how many these were."""
+    x, y = prepared.tensors("gate")
+    new = torch.from_numpy(fresh(prepared.arrays("gate")[0], prepared.arrays("train")[0]))
+    return x[new], y[new], int((~new).sum())
+
+
 def measure(
-    bundle: Bundle, prepared: Prepared, threats: tuple[ThreatModel, ...], *, seed: int,
-    tried: ThreatModel | None = None,
+    bundle: Bundle, x: torch.Tensor, y: torch.Tensor, threats: tuple[ThreatModel, ...], *, levels: int,
+    seed: int, tried: ThreatModel | None = None,
 ) -> Measured:
-    """Correctness of one bundle on the gate split, clean and under PGD-20 for each threat model.
+    """Correctness of one bundle on the gate's pictures, clean and under PGD-20 for each threat model.
 
     Args:
+        x, y: float [N, C, H, W] in [0, 1] and labels [N].
+        levels: the largest stored value of a pixel, for attacked pictures that must be ones that could be sent.
         tried: attack some pictures with this for the detector, too.
     """
     settle_threads(bundle.architecture.size)
     where = device()
     model = bundle.model(where)
-    x, y = (part.to(where) for part in prepared.tensors("gate"))
+    x, y = x.to(where), y.to(where)
     clean = correct(model, x, y)
     attacked = {}
     for threat in threats:
@@ -42,7 +53,7 @@ def measure(
     if bundle.has_detector:
         detector = Detector.load(bundle.folder, bundle.model())
         false_positives = float(detector.assess(x.cpu()).is_adversarial.float().mean())
-        seen = tried and probe(detector, bundle.model(), x.cpu(), y.cpu(), tried, levels=prepared.levels, seed=seed)
+        seen = tried and probe(detector, bundle.model(), x.cpu(), y.cpu(), tried, levels=levels, seed=seed)
     return Measured(clean=clean, attacked=attacked, recall=recall, trained_for=bundle.threats, takes=takes(bundle),
                     false_positives=false_positives, probe=seen)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from components.gate.measure import STEPS, measure, takes
+from components.gate.measure import STEPS, measure, pictures, takes
 from redoubt.bundle import Bundle
 from redoubt.data import Prepared
 from redoubt.detection import Detector
@@ -101,8 +101,13 @@ def compare(
             return GateDecision(rules=(*rules, _not_measured()), n=0, attack=_ATTACK)
         fpr = Detector.load(bundles[0].folder, bundles[0].model()).settings.fpr if bundles[0].has_detector else 0.01
         threats = tuple(sorted({*challenger.threats, *(champion.threats if champion else ())}))
-        measured = [measure(bundles[0], prepared, threats, seed=seed, tried=requested or asked),
-                    bundles[1] and measure(bundles[1], prepared, threats, seed=seed)]
+        x, y, twins = pictures(prepared)
+        rules.append(_left_out(twins, len(y)))
+        if rules[-1].failed:
+            return GateDecision(rules=(*rules, _not_measured()), n=len(y), attack=_ATTACK)
+        how = {"levels": prepared.levels, "seed": seed}
+        measured = [measure(bundles[0], x, y, threats, tried=requested or asked, **how),
+                    bundles[1] and measure(bundles[1], x, y, threats, **how)]
         sane = sanity_rules(_report(bundles[0]), policy)
     found = judge(*measured, requested, attack=_ATTACK, fpr=fpr, policy=policy, lowered=lowered)
     return replace(found, rules=(*rules, *found.rules, *sane))
@@ -130,6 +135,12 @@ def incomparable(challenger: Bundle, champion: Bundle, prepared: Prepared) -> li
                "another model name, or promote with an override")
         rules.append(rule("data and split", prepared.checksum[:12], f"the champion's, {theirs[:12]}: {why}", False))
     return rules
+
+
+def _left_out(twins: int, left: int) -> Rule:
+    """Pictures that a version was trained on say nothing of new ones: they are left out, and counted here."""
+    return rule("gate's pictures that were trained on", f"{twins} of {twins + left}", "left out; fewer than half",
+                twins < left)
 
 
 def _not_measured() -> Rule:

@@ -17,6 +17,16 @@ def hashes(images: np.ndarray) -> list[bytes]:
     return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in flat]
 
 
+def fresh(images: np.ndarray, trained_on: np.ndarray) -> np.ndarray:
+    """Which pictures do not occur among the training pictures, however many do: bool [N].
+
+    Args:
+        images, trained_on: uint8 [N, C, H, W], stored values of one lattice.
+    """
+    known = set(hashes(trained_on))
+    return np.array([mark not in known for mark in hashes(images)], dtype=bool)
+
+
 def unseen(images: np.ndarray, trained_on: np.ndarray) -> np.ndarray:
     """Which pictures of an evaluation set do not occur among the training pictures: bool [N].
 
@@ -26,10 +36,9 @@ def unseen(images: np.ndarray, trained_on: np.ndarray) -> np.ndarray:
     Raises:
         InvalidInput: when more than `TOLERATED` of them occur there: figures would be those of a memory test.
     """
-    known = set(hashes(trained_on))
-    fresh = np.array([mark not in known for mark in hashes(images)], dtype=bool)
-    twins = int((~fresh).sum())
+    new = fresh(images, trained_on)
+    twins = int((~new).sum())
     if twins > TOLERATED * len(images):
         raise InvalidInput(f"{twins} of the {len(images)} evaluation pictures were trained on (found by hash): "
                            "give test pictures that the training set does not hold")
-    return fresh
+    return new

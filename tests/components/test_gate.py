@@ -2,15 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
-from components.gate.measure import measure
+from components.gate.measure import measure, pictures
 from components.gate.step import run
 from components.prepare_data.step import run as prepare_data
 from redoubt.bundle import seal, write_bundle
-from redoubt.data import Prepared
+from redoubt.data import Prepared, load_source, prepare
 from redoubt.errors import ArtifactError
 from redoubt.models import Architecture, build
 from redoubt.registry import Registry
@@ -149,11 +150,34 @@ def test_a_champion_that_changes_while_the_gate_measures_is_measured_against(
     assert registry.version(second.number).decision["champion"] == first.number
 
 
+def with_twins(digits, folder, share):
+    """The digits again, where training pictures stand in for a share of the gate's."""
+    source = load_source("digits")
+    images, (train, gate) = source.train_images.copy(), (digits.arrays(name)[0] for name in ("train", "gate"))
+    place = {picture.tobytes(): row for row, picture in enumerate(images)}
+    rows = [place[picture.tobytes()] for picture in gate[: round(share * len(gate))]]
+    images[rows] = train[: len(rows)]
+    return prepare(replace(source, train_images=images), folder, seed=0)
+
+
+def test_pictures_that_were_trained_on_do_not_count(registry, digits, digits_model, tmp_path):
+    data = with_twins(digits, tmp_path / "some", 0.2)
+    version = register(registry, digits_model, tmp_path / "b", digits)
+    decision = judge(registry, version, data, "standard", promote=False)
+    line = next(line for line in decision.rules if line.rule == "gate's pictures that were trained on")
+    assert (decision.n, line.value, line.verdict) == (150, "37 of 187", "pass")
+    refused = judge(registry, version, with_twins(digits, tmp_path / "most", 0.6), "standard")
+    assert "gate's pictures that were trained on is 112 of 187" in refused.reason
+    assert (refused.n, registry.champion()) == (75, None)
+
+
 def test_a_detector_is_tried_on_attacked_pictures(digits, digits_model, detector_folder, tmp_path):
     write_bundle(tmp_path / "b", digits_model, classes=list("0123456789"), threats=())
     for file in detector_folder.iterdir():
         shutil.copy(file, tmp_path / "b")
-    measured = measure(seal(tmp_path / "b"), digits, (), seed=0, tried=ThreatModel("Linf", 0.2))
+    x, y, twins = pictures(digits)
+    assert twins == 0
+    measured = measure(seal(tmp_path / "b"), x, y, (), levels=16, seed=0, tried=ThreatModel("Linf", 0.2))
     assert measured.false_positives < 0.1
     assert measured.probe.n == 187
     assert measured.probe.true == pytest.approx(3 / 16), "0.2 on a lattice of sixteenths"
