@@ -16,7 +16,7 @@ import os
 import struct
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ _IDX = {"mnist": ("MNIST", [str(d) for d in range(10)]),
                                            "Sneaker", "Bag", "Ankle boot"])}
 _IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _IDX_TYPE_UINT8 = 0x08
+_MIX = 0   # seed of the order that a user's pictures get: never another, versions know their data by its checksum
 _SYSTEM_DATASETS = Path("/usr/share/datasets")   # where Debian's dataset packages put theirs
 
 
@@ -73,6 +74,9 @@ class Source:
 def load_source(dataset: str, data_dir: str | Path | None = None, *, size: int | None = None) -> Source:
     """Read a dataset by name.
 
+    Published sets keep the order that they are published in. What a user brings is mixed, always in the same way: files
+    in folders come class by class, and whoever takes the first pictures would look at one class.
+
     Args:
         dataset: one of `NAMED`, `folder:PATH`, `npz:PATH` or a remote one.
         data_dir: where a local copy may lie and where a download goes; by default REDOUBT_DATA or ~/.cache/redoubt.
@@ -89,9 +93,9 @@ def load_source(dataset: str, data_dir: str | Path | None = None, *, size: int |
         here = fetch(dataset, root)
     kind, _, path = here.partition(":")
     if kind == "folder" and path:
-        return _folder(dataset, Path(path), size)
+        return _mixed(_folder(dataset, Path(path), size))
     if kind == "npz" and path:
-        return _npz(dataset, Path(path))
+        return _mixed(_npz(dataset, Path(path)))
     if dataset == "digits":
         return _digits()
     if dataset == "photo-patches":
@@ -102,6 +106,15 @@ def load_source(dataset: str, data_dir: str | Path | None = None, *, size: int |
     if dataset in ("cifar10", "cifar100"):
         return _cifar(dataset, root)
     raise InvalidInput(f"unknown dataset {dataset!r}: valid ones are {', '.join(NAMED)}, folder:PATH, npz:PATH")
+
+
+def _mixed(source: Source) -> Source:
+    """The source's pictures in an order that depends on nothing but how many there are."""
+    train, test = (None if labels is None else np.random.default_rng(_MIX).permutation(len(labels))
+                   for labels in (source.train_labels, source.test_labels))
+    if test is not None:
+        source = replace(source, test_images=source.test_images[test], test_labels=source.test_labels[test])
+    return replace(source, train_images=source.train_images[train], train_labels=source.train_labels[train])
 
 
 def _digits() -> Source:

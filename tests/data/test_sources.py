@@ -112,8 +112,8 @@ def test_a_folder_gives_grey_or_colour_by_its_pictures(tmp_path, mode, bands, ch
     write_folder(tmp_path, mode=mode, bands=bands)
     source = load_source(f"folder:{tmp_path}")
     assert source.train_images.shape == (6, channels, 12, 12)
-    assert source.train_images[:, 0, 0, 0].tolist() == [0, 1, 2, 20, 21, 22]
-    assert source.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
+    found = zip(source.train_labels.tolist(), source.train_images[:, 0, 0, 0].tolist(), strict=True)
+    assert sorted(found) == [(0, 0), (0, 1), (0, 2), (1, 20), (1, 21), (1, 22)]
     assert source.classes == ("cat", "dog")
     assert source.test_images is None
 
@@ -124,6 +124,22 @@ def test_a_folder_may_bring_its_own_test_part_and_be_resized(tmp_path):
     source = load_source(f"folder:{tmp_path}", size=8)
     assert source.train_images.shape == (6, 1, 8, 8)
     assert source.test_images.shape == (4, 1, 8, 8)
+
+
+def test_what_a_user_brings_is_mixed_and_always_in_the_same_way(tmp_path):
+    """Folders are read class by class, and so are many arrays: the first pictures of a split must be of every class."""
+    for part in ("train", "test"):
+        write_folder(tmp_path / "p" / part, mode="L", each=60, classes=("a", "b", "c"))
+    folder = load_source(f"folder:{tmp_path / 'p'}")
+    ordered = np.repeat(np.arange(3), 60)
+    x = np.tile(20 * ordered[:, None, None] + np.tile(np.arange(60), 3)[:, None, None], (1, 12, 12)).astype(np.uint8)
+    array = load_source(npz(tmp_path / "d.npz", x_train=x, y_train=ordered, x_test=x, y_test=ordered))
+    for source in (folder, array):
+        for images, labels in ((source.train_images, source.train_labels), (source.test_images, source.test_labels)):
+            assert np.bincount(labels[:30], minlength=3).min() >= 5
+            pairs = sorted(zip(labels.tolist(), images[:, 0, 0, 0].tolist(), strict=True))
+            assert pairs == [(label, 20 * label + i) for label in range(3) for i in range(60)]
+    assert (folder.train_images == load_source(f"folder:{tmp_path / 'p'}").train_images).all()
 
 
 def test_sixteen_bit_pictures_keep_their_contrast(tmp_path):
@@ -179,7 +195,8 @@ def test_arrays_are_taken_in_every_usual_order(tmp_path, shape, expected):
 def test_float_arrays_are_read_as_shares_of_255(tmp_path):
     x = np.array([0, 0.5, 1.0]).repeat(64).reshape(3, 8, 8)
     source = load_source(npz(tmp_path / "d.npz", x_train=x, y_train=[0, 1, 1], classes=["no", "yes"]))
-    assert source.train_images[:, 0, 0, 0].tolist() == [0, 128, 255]
+    found = zip(source.train_labels.tolist(), source.train_images[:, 0, 0, 0].tolist(), strict=True)
+    assert sorted(found) == [(0, 0), (1, 128), (1, 255)]
     assert source.classes == ("no", "yes")
 
 
