@@ -12,7 +12,6 @@ from rich.table import Table
 
 from redoubt.bundle import Bundle
 from redoubt.errors import ArtifactError, InvalidInput, RedoubtError, Refused
-from redoubt.promotion.history import standing
 from redoubt.promotion.page import describe
 from redoubt.promotion.policy import Policy
 from redoubt.promotion.record import GateDecision
@@ -29,7 +28,7 @@ def promote_version(registry: Registry, number: str, override: str, policy: Poli
         Overtaken: when another version becomes champion at the same time.
     """
     version, champion = registry.version(number), registry.champion()
-    if champion is not None and champion.number == version.number:
+    if champion is not None and champion.number == version.number and champion.sanctioned:
         console.print(f"version {version.number} is {CHAMPION} already", highlight=False)
         return
     reason = verdict(registry, version, champion, policy, again=again)
@@ -37,8 +36,6 @@ def promote_version(registry: Registry, number: str, override: str, policy: Poli
         raise Refused(f'version {version.number} may not become champion: {reason}. To promote it all the same, give '
                       'a reason: --override "..."')
     registry.promote(version, over=champion, override=override if reason else "")
-    if not reason:
-        registry.tag(version, gate="promoted")
     registry.describe(version, describe(registry.version(version.number)))
     beside = f", against the gate: {escape(reason)}" if reason else ""
     console.print(f"version {version.number} is {CHAMPION}{beside}", highlight=False, soft_wrap=True)
@@ -93,7 +90,7 @@ def roll_back(registry: Registry, why: str) -> None:
     """Put the champion before this one back, and say what a further rollback would do."""
     version = registry.rollback(why=why)
     console.print(f"version {version.number} is champion again", highlight=False)
-    further, withdrawn = standing(registry.history(), version.number)
+    further, withdrawn = registry.behind()
     console.print(f"a further rollback goes to version {further[-1]}" if further else "nothing stands behind it",
                   highlight=False)
     if withdrawn:
@@ -111,7 +108,7 @@ def history_table(registry: Registry) -> None:
         return
     table = Table("when", "champion", "before", "how", "by", "why", title=registry.model_name)
     for change in changes:
-        table.add_row(change.at, str(change.version), str(change.over or ""),
+        table.add_row(change.at, str(change.version or "?"), str(change.over or ""),
                       change.how + ("" if change.done else " (not carried out)"), escape(change.by), escape(change.why))
     console.print(table)
     named = champion.number if champion else None

@@ -123,6 +123,8 @@ def _became(registry: Registry, champion: Version) -> float:
         Refused: when the history does not say: somebody moved the alias in another way.
     """
     last = next(reversed(registry.history()), None)
+    if last is not None and not last.at:
+        raise Refused(f"nobody knows since when version {champion.number} is champion: {last.why}")
     if last is None or last.version != champion.number:
         raise Refused(f"nobody knows since when version {champion.number} is champion: the alias was set by hand, "
                       f"and the history ends with {f'version {last.version}' if last else 'nothing'}. After the next "

@@ -24,10 +24,9 @@ from redoubt.promotion.history import GATE, OVERRIDE, Transition, transition
 from redoubt.signing import trusted_keys
 from redoubt.succession import Succession
 from redoubt.threat import dump_threats
-from redoubt.version import ALIASES, CHALLENGER, CHAMPION, PREVIOUS, Version, check_version
+from redoubt.version import ALIASES, CHALLENGER, CHAMPION, PREFIX, PREVIOUS, PROMOTED, Version, check_version
 
 __all__ = ["CHALLENGER", "CHAMPION", "PREVIOUS", "Registry", "Version", "check_model_name"]
-_PREFIX = "redoubt."
 _ARTIFACTS = "bundle"
 _VERSION = "redoubt.version"   # on a run: the version that it became
 # MLflow by default retries an unreachable server for four minutes; whoever asks here would rather know.
@@ -137,14 +136,14 @@ class Registry:
                 if key not in known:   # MLflow refuses to write one again, even when nothing would change
                     client.log_param(run_id, key, value)
             for key, value in tags.items():   # MLflow searches runs by their own tags
-                client.set_tag(run_id, _PREFIX + key, str(value))
+                client.set_tag(run_id, PREFIX + key, str(value))
             for key, value in metrics.items():
                 if value == value and abs(value) != float("inf"):
                     client.log_metric(run_id, key, value)
             self._succession(client).prepare()
             source = f"{client.get_run(run_id).info.artifact_uri}/{_ARTIFACTS}"
             made = client.create_model_version(
-                self.model_name, source, run_id, tags={_PREFIX + key: str(value) for key, value in tags.items()}
+                self.model_name, source, run_id, tags={PREFIX + key: str(value) for key, value in tags.items()}
             )
             client.set_registered_model_alias(self.model_name, CHALLENGER, made.version)
             client.set_tag(run_id, _VERSION, made.version)
@@ -244,6 +243,18 @@ class Registry:
         with self._mlflow("set tags") as client:
             self._tag(client, version.number, **tags)
 
+    def judged(self, version: Version, record: dict, words: str) -> None:
+        """Store the gate's record with a version, and in `words` how it stands.
+
+        A refusal does not undo that a version which had passed has been champion: it stays one to return to.
+        """
+        with self._mlflow("store a decision") as client:
+            before = self._read(client, version.number)
+            if before.passed and PROMOTED not in before.tags and any(
+                    version.number in (change.version, change.over) for change in self._succession(client).read()):
+                self._tag(client, version.number, **{PROMOTED: "set by hand"})
+            self._tag(client, version.number, decision=json.dumps(record), gate=words)
+
     def describe(self, version: Version, markdown: str) -> None:
         """Set the text that MLflow's page shows above a version's facts."""
         with self._mlflow("describe a version") as client:
@@ -251,10 +262,11 @@ class Registry:
 
     def _tag(self, client, number: int, **tags: str) -> None:
         for key, value in tags.items():
-            client.set_model_version_tag(self.model_name, str(number), _PREFIX + key, str(value))
+            client.set_model_version_tag(self.model_name, str(number), PREFIX + key, str(value))
 
     def _succession(self, client) -> Succession:
-        return Succession(client, self.model_name, lambda: self._experiment(client))
+        return Succession(client, self.model_name, lambda: self._experiment(client),
+                          lambda number: self._if_there(client, number))
 
     def promote(
         self, version: Version, *, over: Version | str | None = "any", override: str = "", by: str = "", why: str = "",
@@ -276,33 +288,34 @@ class Registry:
         """
         with self._mlflow("set aliases") as client:
             version = self._read(client, version.number)
-            if not version.sanctioned and not override:
+            if not (version.passed or version.override or override):
                 why = (version.decision or {}).get("reason") or "the gate has not judged it"
                 raise Refused(f"version {version.number} may not become champion: {why}")
             expected = over if over is None or over == "any" else over.number
             change = transition(version.number, None, OVERRIDE if override or not version.passed else GATE, by=by,
-                                why=why or override or (version.override or version.decision or {}).get("reason", ""))
-            if override:
-                note = {"reason": override, "by": change.by, "at": change.at}
-                self._tag(client, version.number, override=json.dumps(note), gate="overridden")
+                                why=override or why or (version.override or version.decision or {}).get("reason", ""))
             return self._succession(client).take(change, expected)
 
     def rollback(self, *, why: str = "") -> Version:
         """Put the champion before this one back. A second call goes further back, never to a version that was rolled
-        back from or that the gate refused.
+        back from, or that serving would not follow because neither the gate nor a person ever passed it.
 
         Raises:
             InvalidInput: when there is none; it says which were passed over.
             Overtaken: when the champion changed at the same time.
         """
-        versions = {version.number: version for version in self.versions()}
         with self._mlflow("roll back") as client:
-            if not versions:
+            if self._model(client) is None:
                 raise InvalidInput(f"{self.model_name} has no version: there is nothing to roll back")
-            eligible = {number for number, version in versions.items()
-                        if version.sanctioned or version.decision is None}
-            back = self._succession(client).give_back(eligible, why=why)
-        return self.version(back.version)
+            return self._read(client, self._succession(client).give_back(why=why).version)
+
+    def behind(self) -> tuple[list[int], set[int]]:
+        """The versions that rollbacks would return to one after the other, the nearest last; and those that were rolled
+        back from."""
+        with self._mlflow("read the history") as client:
+            succession = self._succession(client)
+            able, withdrawn, _ = succession.behind(succession.read(), succession.champion())
+            return able, withdrawn
 
     def history(self) -> list[Transition]:
         """Every change of champion that was made through Redoubt, the first one first."""
@@ -341,11 +354,21 @@ class Registry:
 
     def _read(self, client, number) -> Version:
         row = client.get_model_version(self.model_name, str(number))
-        tags = {key[len(_PREFIX):]: value for key, value in row.tags.items() if key.startswith(_PREFIX)}
+        tags = {key[len(PREFIX):]: value for key, value in row.tags.items() if key.startswith(PREFIX)}
         return Version(
             name=row.name, number=int(row.version), run_id=row.run_id, source=row.source, tags=tags,
             created=datetime.fromtimestamp(row.creation_timestamp / 1000, UTC), aliases=tuple(sorted(row.aliases)),
         )
+
+    def _if_there(self, client, number: int) -> Version | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._read(client, number)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
 
     def _experiment(self, client) -> str:
         """The experiment named after the model. With SQLite its artifacts lie beside the database file."""

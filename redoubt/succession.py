@@ -2,8 +2,8 @@
 
 MLflow's aliases are last-writer-wins. A run's parameter, though, is written once: its database refuses another value
 for the same key. So each change of champion first takes the next number in the parameters of one run, the model's
-history, and only who got the number sets the aliases. What the run holds is the history, in order, and MLflow's page
-shows it like any run.
+history, and only who got the number marks the version and sets the aliases. What the run holds is the history, in
+order, and MLflow's page shows it like any run.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from redoubt.errors import InvalidInput, Overtaken
-from redoubt.promotion.history import ROLLBACK, Transition, standing, transition
-from redoubt.version import CHALLENGER, CHAMPION, PREVIOUS
+from redoubt.promotion.history import GATE, OVERRIDE, ROLLBACK, Transition, entry, standing, transition
+from redoubt.version import CHALLENGER, CHAMPION, PREFIX, PREVIOUS, PROMOTED, Version
 
 HISTORY = "redoubt.history"   # tag of the registered model: the id of the run that holds the history
 _KEY, _DONE = "champion.{:04d}", ".done"
@@ -28,10 +28,13 @@ class Succession:
     Args:
         client: an MlflowClient; what it raises passes through.
         experiment: gives the id of the experiment that the history's run belongs to.
+        version: reads one version; None when it does not exist any more.
     """
 
-    def __init__(self, client, model_name: str, experiment: Callable[[], str]):
-        self._client, self._name, self._experiment = client, model_name, experiment
+    def __init__(
+        self, client, model_name: str, experiment: Callable[[], str], version: Callable[[int], Version | None]
+    ):
+        self._client, self._name, self._experiment, self._version = client, model_name, experiment, version
 
     def prepare(self) -> None:
         """Make the registered model, with its history, unless it is there."""
@@ -54,7 +57,7 @@ class Succession:
         kept = self._client.get_run(run_id).data.params
         changes = []
         while (key := _KEY.format(len(changes) + 1)) in kept:
-            changes.append(Transition(**json.loads(kept[key]), number=len(changes) + 1, done=key + _DONE in kept))
+            changes.append(entry(kept[key], number=len(changes) + 1, done=key + _DONE in kept))
         return changes
 
     def champion(self) -> int | None:
@@ -69,44 +72,53 @@ class Succession:
             expected: who must be champion now, or "any".
 
         Returns:
-            The change with its number; None when the version was champion already.
+            The change with its number; None when the version was champion already, and serving follows it.
 
         Raises:
             Overtaken: when somebody else is champion, or just became it.
         """
         history = self.settle()
         now = self.champion()
-        if now == change.version:
+        by_hand = now == change.version and not self._followed(now, history)
+        if now == change.version and not by_hand:
             return None
         if expected not in ("any", now):
             raise Overtaken(_why(expected, now, history))
-        return self._enter(replace(change, over=now), history)
+        last = history[-1].version if history else None
+        return self._enter(replace(change, over=last if by_hand else now), history)
 
-    def give_back(self, eligible: set[int], *, why: str = "") -> Transition:
+    def give_back(self, *, why: str = "") -> Transition:
         """Make the champion before this one the champion again.
 
-        Args:
-            eligible: versions that exist and that were not refused.
-
         Raises:
-            InvalidInput: when no such champion is left.
+            InvalidInput: when none is left that serving would follow.
             Overtaken: when the champion just changed.
         """
         history, now = self.settle(), self.champion()
-        behind, withdrawn = self._behind(history, now)
-        able = [version for version in behind if version in eligible]
+        able, withdrawn, passed_over = self.behind(history, now)
         if not able:
-            passed_over = "; rolled back from: " + ", ".join(map(str, sorted(withdrawn))) if withdrawn else ""
+            words = "".join(f"; {what}: {', '.join(map(str, sorted(which)))}" for what, which in (
+                ("rolled back from", withdrawn), ("passed neither by the gate nor by a person", passed_over)) if which)
             raise InvalidInput(f"{self._name} has no previous_champion to roll back to: {now or 'nobody'} is champion"
-                               f"{passed_over}. `redoubt models list` shows every version, `redoubt promote` takes one")
+                               f"{words}. `redoubt models list` shows every version, `redoubt promote` takes one")
         return self._enter(transition(able[-1], now, ROLLBACK, why=why), history)
+
+    def behind(self, history: list[Transition], now: int | None) -> tuple[list[int], set[int], set[int]]:
+        """Who stands behind the champion `now`: whom a rollback may return to, the nearest last; who was rolled back
+        from; and whom serving would not follow. Without a history, whom the alias names."""
+        line, withdrawn = standing(history, now)
+        if not history:
+            number = self._client.get_registered_model(self._name).aliases.get(PREVIOUS)
+            line = [] if number is None else [int(number)]
+        able = [number for number in line if self._followed(number, history)]
+        return able, withdrawn, set(line) - set(able)
 
     def settle(self) -> list[Transition]:
         """The history, once the aliases have followed its last change. A process that died in between is helped."""
         deadline = time.monotonic() + _SETTLE_SECONDS
         while True:
             history = self.read()
-            if not history or history[-1].done:
+            if not history or history[-1].done or not history[-1].version:
                 return history
             if time.monotonic() > deadline:
                 self._set_aliases(history)
@@ -124,7 +136,7 @@ class Succession:
             found = self._client.get_run(run_id).data.params.get(key)
             if found is None:
                 raise
-            winner = Transition(**json.loads(found), number=len(history) + 1)
+            winner = entry(found, number=len(history) + 1, done=False)
             if winner.version == change.version and change.how != ROLLBACK:   # another process promotes the same one
                 return self.settle()[-1]
             if found != change.text():
@@ -134,11 +146,13 @@ class Succession:
         return change
 
     def _set_aliases(self, history: list[Transition]) -> None:
-        """Point the aliases where the last change wants them; a slow process does not undo a later change."""
+        """Mark the version and point the aliases where the last change wants them; a slow process does not undo a
+        later change."""
         while True:
             last = history[-1]
+            self._mark(last)   # first: serving follows no alias to a version without it
             aliases = self._client.get_registered_model(self._name).aliases
-            behind, _ = standing(history, last.version)
+            behind, *_ = self.behind(history, last.version)
             if behind:
                 self._client.set_registered_model_alias(self._name, PREVIOUS, str(behind[-1]))
             elif PREVIOUS in aliases:
@@ -151,13 +165,22 @@ class Succession:
             if history[-1].number == last.number:
                 return
 
-    def _behind(self, history: list[Transition], now: int | None) -> tuple[list[int], set[int]]:
-        """Who stands behind the champion; without a history, whom the alias names."""
-        behind, withdrawn = standing(history, now)
-        if not history:
-            number = self._client.get_registered_model(self._name).aliases.get(PREVIOUS)
-            behind = [] if number is None else [int(number)]
-        return behind, withdrawn
+    def _mark(self, change: Transition) -> None:
+        """Say on the version that it is promoted, and by whom against the gate."""
+        tags = {PROMOTED: _KEY.format(change.number)}
+        if change.how == GATE:
+            tags["gate"] = "promoted"
+        elif change.how == OVERRIDE:
+            note = {"reason": change.why, "by": change.by, "at": change.at}
+            tags |= {"override": json.dumps(note), "gate": "overridden"}
+        for key, value in tags.items():
+            self._client.set_model_version_tag(self._name, str(change.version), PREFIX + key, value)
+
+    def _followed(self, number: int, history: list[Transition]) -> bool:
+        """Whether serving follows the alias to a version, or will once it is marked: it was promoted before."""
+        version = self._version(number)
+        promoted = any(change.version == number and change.how in (GATE, OVERRIDE) for change in history)
+        return version is not None and (version.sanctioned or promoted)
 
     def _run(self) -> str:
         """The id of the run that holds the history, made when a model from elsewhere has none."""

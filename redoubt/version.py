@@ -12,6 +12,8 @@ from redoubt.threat import ThreatModel, load_threats
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
 ALIASES = (CHAMPION, CHALLENGER, PREVIOUS)
+PREFIX = "redoubt."     # of Redoubt's own tags
+PROMOTED = "promoted"   # tag of a version that has been champion: which entry of the history says so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +55,9 @@ class Version:
 
     @property
     def sanctioned(self) -> bool:
-        """Whether it may be champion: the gate passed it, or a person took the responsibility."""
-        return self.passed or self.override is not None
+        """Whether it may serve: the gate passed it, a person took the responsibility, or it has been champion by
+        either. A gate that measures a former champion against a later one and refuses it does not take that away."""
+        return self.passed or self.override is not None or PROMOTED in self.tags
 
     @property
     def verdict(self) -> str:

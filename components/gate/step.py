@@ -50,18 +50,17 @@ def run(
         decision = compare(registry, challenger, champion, prepared, asked, clean_run=objective == "standard",
                            seed=seed, policy=policy)
         decision = replace(decision, waiting=decision.passed and policy.promotion == "ask")
+        keep(registry, challenger, champion, decision, policy, seed)   # serving follows no version without a record
         if not decision.passed or decision.waiting or not promote:
-            keep(registry, challenger, champion, decision, policy, seed)
             return decision
-        # The record must stand before the alias does: serving follows no version without one.
-        keep(registry, challenger, champion, replace(decision, promoted=True), policy, seed)
         try:
             registry.promote(challenger, over=champion, by="the gate")
-            return replace(decision, promoted=True)
         except Overtaken:
             if turn == ROUNDS - 1:
-                keep(registry, challenger, champion, decision, policy, seed)
                 raise
+            continue
+        registry.describe(challenger, describe(registry.version(challenger.number)))
+        return replace(decision, promoted=True)
     raise AssertionError("unreachable")
 
 
@@ -73,9 +72,8 @@ def keep(
         "champion": champion.number if champion else None, "seed": seed, "policy": json.loads(policy.text()),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    words = "waiting for a person" if decision.waiting else "promoted" if decision.promoted else (
-        "passed" if decision.passed else "refused")
-    registry.tag(challenger, decision=json.dumps(record), gate=words)
+    words = "waiting for a person" if decision.waiting else "passed" if decision.passed else "refused"
+    registry.judged(challenger, record, words)
     registry.describe(challenger, describe(registry.version(challenger.number)))
 
 

@@ -93,6 +93,19 @@ def test_a_step_that_is_run_again_after_it_promoted_says_so_again(registry, digi
     assert len(registry.history()) == 1
 
 
+def test_a_step_that_dies_before_it_promoted_has_not_said_that_it_did(registry, digits, digits_model, tmp_path,
+                                                                      monkeypatch):
+    version = register(registry, digits_model, tmp_path / "b", digits)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Registry, "promote", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        judge(registry, version, digits, "standard")
+    assert (registry.champion(), registry.version(1).standing) == (None, "passed")
+    assert judge(registry, version, digits, "standard").promoted
+    assert (registry.champion().number, registry.version(1).standing) == (1, "promoted")
+    with registry._mlflow("look") as client:
+        assert client.get_model_version("m", "1").description.startswith("**promoted**")
+
+
 def test_a_policy_that_asks_leaves_it_to_a_person(registry, digits, digits_model, tmp_path):
     first = register(registry, digits_model, tmp_path / "b", digits)
     decision = judge(registry, first, digits, "standard", policy="promotion: ask")

@@ -7,8 +7,9 @@ import pytest
 
 from redoubt import succession
 from redoubt.bundle import write_bundle
-from redoubt.errors import InvalidInput, Overtaken
+from redoubt.errors import InvalidInput, Overtaken, Refused, RegistryError
 from redoubt.models import Architecture, build
+from redoubt.promotion.history import transition
 from redoubt.registry import Registry
 
 
@@ -70,6 +71,100 @@ def test_it_never_goes_to_a_version_that_the_gate_refused(registry):
     promote(registry, 4)
     registry.tag(registry.version(3), decision='{"passed": false, "reason": "worse"}')
     assert registry.rollback().number == 2
+
+
+REFUSED = {"passed": False, "reason": "no better than version 3"}
+
+
+def unjudged(registry, number):
+    with registry._mlflow("forget the decision") as client:
+        client.delete_model_version_tag(registry.model_name, str(number), "redoubt.decision")
+
+
+def test_a_former_champion_that_the_gate_refuses_against_a_later_one_stays_one_to_return_to(registry):
+    promote(registry, 1, 2, 3)
+    registry.judged(registry.version(2), REFUSED, "refused")
+    assert (registry.version(2).passed, registry.version(2).sanctioned) == (False, True)
+    with pytest.raises(Refused, match="no better than version 3"):
+        registry.promote(registry.version(2))
+    assert registry.rollback().number == 2
+    assert registry.champion().sanctioned, "serving follows it"
+
+
+def test_so_does_one_that_was_set_by_hand_or_whose_mark_is_missing(registry):
+    promote(registry, 1)
+    by_hand(registry, "champion", 2)
+    promote(registry, 3, 4)
+    registry.judged(registry.version(2), REFUSED, "refused")
+    registry.judged(registry.version(3), REFUSED, "refused")
+    with registry._mlflow("as an earlier release left it") as client:
+        client.delete_model_version_tag(registry.model_name, "3", "redoubt.promoted")
+    for number in (3, 2, 1):
+        assert registry.rollback().number == number
+        assert registry.champion().sanctioned
+
+
+def test_a_challenger_that_was_never_champion_is_not_sanctioned_by_what_it_once_passed(registry):
+    promote(registry, 1)
+    registry.judged(registry.version(2), REFUSED, "refused")
+    assert not registry.version(2).sanctioned
+
+
+def test_it_never_goes_to_a_version_that_serving_would_not_follow(registry):
+    promote(registry, 1)
+    by_hand(registry, "champion", 3)
+    unjudged(registry, 3)
+    promote(registry, 4)
+    assert aliases(registry) == {"previous_champion": 1, "champion": 4}
+    assert registry.behind() == ([1], set())
+    assert registry.rollback().number == 1
+
+
+def test_where_nobody_that_serving_would_follow_is_left_it_says_so(registry):
+    by_hand(registry, "champion", 3)
+    unjudged(registry, 3)
+    promote(registry, 4)
+    assert aliases(registry) == {"champion": 4}
+    with pytest.raises(InvalidInput, match="4 is champion; passed neither by the gate nor by a person: 3"):
+        registry.rollback()
+
+
+def test_a_reason_makes_a_champion_that_was_set_by_hand_one_that_is_served(registry):
+    promote(registry, 1)
+    unjudged(registry, 3)
+    by_hand(registry, "champion", 3)
+    assert not registry.champion().sanctioned
+    registry.promote(registry.version(3), over=registry.champion(), override="it was urgent")
+    assert (registry.champion().number, registry.champion().override["reason"]) == (3, "it was urgent")
+    assert (registry.history()[-1].version, registry.history()[-1].over) == (3, 1)
+
+
+def test_whoever_is_overtaken_or_cut_off_leaves_nobody_sanctioned(registry):
+    promote(registry, 1)
+    unjudged(registry, 2), unjudged(registry, 3)
+    registry.promote(registry.version(2), override="first")
+    with pytest.raises(Overtaken):
+        registry.promote(registry.version(3), over=registry.version(1), override="second")
+    assert (registry.version(3).sanctioned, registry.version(3).standing) == (False, "not judged")
+    cut_off = Registry(registry.tracking_uri, registry.model_name)
+    with cut_off._mlflow("connect") as client:
+        cut_off._connected = Dies(client, "log_param", OSError("the cable"))
+    with pytest.raises(RegistryError, match="the cable"):
+        cut_off.promote(registry.version(3), override="third")
+    assert (registry.version(3).sanctioned, registry.version(3).standing) == (False, "not judged")
+
+
+def test_a_history_with_an_entry_that_cannot_be_read_goes_on(registry):
+    promote(registry, 1, 2)
+    with registry._mlflow("as an earlier release cut it") as client:
+        run_id = client.get_registered_model(registry.model_name).tags[succession.HISTORY]
+        client.log_param(run_id, "champion.0003", transition(3, 2, "override", why="x" * 900).text()[:500])
+        client.log_param(run_id, "champion.0004", "nonsense")
+    assert champions(registry) == [1, 2, 3, 0]
+    assert "cannot be read" in registry.history()[2].why
+    promote(registry, 4)
+    assert champions(registry) == [1, 2, 3, 0, 4]
+    assert registry.rollback().number == 2, "the alias never went to 3"
 
 
 def test_a_champion_set_by_hand_is_rolled_back_to_the_one_before(registry):
@@ -143,34 +238,37 @@ def test_many_at_once_leave_one_line_and_the_alias_at_its_end(registry):
 
 
 class Dies:
-    """An MLflow client whose process dies when it is about to call `method`."""
+    """An MLflow client whose process dies when it is about to call `method`, or that fails there."""
 
-    def __init__(self, client, method):
-        self._client, self._method = client, method
+    def __init__(self, client, method, error=KeyboardInterrupt):
+        self._client, self._method, self._error = client, method, error
 
     def __getattr__(self, name):
         if name == self._method:
-            raise KeyboardInterrupt
+            raise self._error
         return getattr(self._client, name)
 
 
-@pytest.mark.parametrize("method", ["set_registered_model_alias", "log_param"])
+@pytest.mark.parametrize("method", ["set_model_version_tag", "set_registered_model_alias", "log_param"])
 def test_a_promotion_that_died_half_way_is_carried_out_or_never_was(registry, monkeypatch, method):
     monkeypatch.setattr(succession, "_SETTLE_SECONDS", 0.2)
     promote(registry, 1)
+    unjudged(registry, 2)
     dying = Registry(registry.tracking_uri, registry.model_name)
     with dying._mlflow("connect") as client:
         dying._connected = Dies(client, method)
     with pytest.raises(KeyboardInterrupt):
-        dying.promote(registry.version(2))
+        dying.promote(registry.version(2), override="urgent")
     assert aliases(registry) == {"champion": 1, "challenger": 4}, "nothing is half promoted"
-    undone = method == "set_registered_model_alias"
+    undone = method != "log_param"
+    assert registry.version(2).sanctioned == (method == "set_registered_model_alias")
     assert [change.done for change in registry.history()] == [True, False][: 1 + undone]
     if undone:   # it had its place in the line: whoever comes next helps it first, and is told
         with pytest.raises(Overtaken, match="version 2 became champion over version 1"):
             registry.promote(registry.version(3), over=registry.version(1))
         assert aliases(registry) == {"champion": 2, "previous_champion": 1, "challenger": 4}
         assert registry.history()[-1].done
+        assert (registry.version(2).override["reason"], registry.version(2).standing) == ("urgent", "overridden")
 
 
 def test_the_history_stands_in_mlflow_for_people_to_see(registry):
