@@ -15,17 +15,19 @@ from rich.table import Table
 from components.evaluate import step as evaluate_step
 from components.prepare_data import step as prepare_step
 from components.register.page import card, datasets, page_title, save_figures, strength_points
+from components.register.step import asked_for
 from redoubt.bundle import Bundle
 from redoubt.errors import InvalidInput, one_of
-from redoubt.evaluation.suites import SUITES, check_suite
+from redoubt.evaluation.store import forget
+from redoubt.evaluation.suites import check_suite
+from redoubt.promotion.page import describe
 from redoubt.registry import Registry, Version
 from redoubt.report import comparison, robustness_report
 from redoubt.report.compare import lines, mismatch
-from redoubt.report.facts import metric_values
+from redoubt.report.facts import SUITES, figures_to_quote, metric_values, outweighs
 
 PLACE = "evaluations"               # below it, in a version's run, one folder a suite
-STRONGEST = ("full", "standard", "quick")
-PAGE, REPORT = "report.html", "report.json"
+PAGE, REPORT, STATE = "report.html", "report.json", "state"
 console = Console()
 
 
@@ -35,7 +37,8 @@ def evaluate_version(
 ) -> Path:
     """Evaluate a version on its own test pictures and keep the report with it; returns where the page lies here.
 
-    A run that was killed goes on from what it had finished: its state lies beside the page.
+    A run that was killed goes on from what it had finished: its state lies beside the page until the registry has the
+    report.
     """
     check_suite(suite)
     version = registry.version(number)
@@ -47,15 +50,26 @@ def evaluate_version(
         asked = bundle.manifest["parameters"]
         report = evaluate_step.run(
             data, bundle.folder, out, norm=asked.get("norm", "Linf"), epsilon=asked.get("epsilon", 0.1), limit=limit,
-            suite=suite, seed=seed, state=out / "state", progress=_say,
+            suite=suite, seed=seed, state=out / STATE, progress=_say,
         )
         write_page(out, bundle, report)
         (out / evaluate_step.EXAMPLES).unlink(missing_ok=True)   # they are in the page
-        registry.record(version, metrics={f"{suite}/{name}": value for name, value in metric_values(report).items()},
-                        folder=out, at=f"{PLACE}/{suite}", datasets=datasets(bundle, report))
-    registry.tag(version, suite=suite, **tags(report))
+        record(registry, version.number, bundle, report, out)
+    forget(out / STATE)
     _summary(report)
     return out / PAGE
+
+
+def record(registry: Registry, number: int, bundle: Bundle, report: dict, out: Path) -> None:
+    """Keep a report with its version: metrics, page, data, and the figures to quote if none there are weightier."""
+    version, suite = registry.version(number), report["suite"]
+    found = figures_to_quote(report, asked_for(bundle))
+    with tempfile.TemporaryDirectory() as folder:
+        kept = shutil.copytree(out, Path(folder) / suite, ignore=shutil.ignore_patterns(STATE))
+        registry.record(version, metrics={f"{suite}/{name}": value for name, value in metric_values(report).items()},
+                        tags=found if outweighs(found, version.tags) else None, folder=kept, at=f"{PLACE}/{suite}",
+                        datasets=datasets(bundle, report))
+    registry.describe(version, describe(registry.version(number)))
 
 
 def training_data(bundle: Bundle, folder: Path, data_dir: str) -> Path:
@@ -75,15 +89,6 @@ def write_page(out: Path, bundle: Bundle, report: dict) -> Path:
                              strength=strength_points(bundle.folder))
 
 
-def tags(report: dict) -> dict[str, str]:
-    """What a suite found, as tags of the version: the figure to quote, and under which attacks."""
-    worst = min(report["worst_case"], key=lambda row: row["accuracy"], default=None)
-    found = {f"{row['label']} {row['norm']} {row['epsilon']:.4g}": round(row["accuracy"], 4)
-             for row in report["robust"]}
-    return {"robust_accuracies": json.dumps(found), "evaluated_images": str(report["n"])} | (
-        {"robust_accuracy": f"{worst['accuracy']:.4f}"} if worst else {})
-
-
 def fetch_report(registry: Registry, version: Version, folder: Path, suite: str = "") -> tuple[Path, Bundle]:
     """A version's report (a folder with page and JSON) and its bundle: of the suite asked for, else the strongest.
 
@@ -93,7 +98,7 @@ def fetch_report(registry: Registry, version: Version, folder: Path, suite: str 
     bundle = registry.fetch(version, folder / "bundle")
     if suite:
         one_of(suite, SUITES, "suite")
-    for name in (suite,) if suite else STRONGEST:
+    for name in (suite,) if suite else reversed(SUITES):
         found = registry.artifacts(version, f"{PLACE}/{name}", folder / name)
         if found is not None:
             return found, bundle

@@ -151,13 +151,14 @@ class Registry:
             return self._read(client, made.version)
 
     def record(
-        self, version: Version, *, metrics: dict[str, float] | None = None, folder: Path | None = None, at: str = "",
-        datasets: Sequence[tuple[str, str, str, str]] = (),
+        self, version: Version, *, metrics: dict[str, float] | None = None, tags: dict[str, str] | None = None,
+        folder: Path | None = None, at: str = "", datasets: Sequence[tuple[str, str, str, str]] = (),
     ) -> None:
         """Add what was found out about a version to its run.
 
         Args:
             metrics: finite numbers.
+            tags: without prefix, for the run and the version; set last.
             folder: files that become artifacts below the path `at`.
             datasets: (name, digest, source, context) of data that went in; contexts are `training` or `evaluation`.
         """
@@ -173,6 +174,9 @@ class Registry:
                 client.log_metric(version.run_id, key, value)
             if folder is not None:
                 client.log_artifacts(version.run_id, str(folder), at)
+            for key, value in (tags or {}).items():
+                client.set_tag(version.run_id, PREFIX + key, value)
+            self._tag(client, version.number, **(tags or {}))
 
     def artifacts(self, version: Version, at: str, folder: Path) -> Path | None:
         """Copy what lies at the path `at` of a version's run to `folder`; None when nothing does."""

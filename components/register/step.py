@@ -13,8 +13,9 @@ from redoubt.bundle import MANIFEST, Bundle, open_bundle, seal
 from redoubt.promotion.page import describe
 from redoubt.registry import Registry, Version
 from redoubt.report import robustness_report
-from redoubt.report.facts import metric_values
+from redoubt.report.facts import figures_to_quote, metric_values
 from redoubt.signing import SIGNING_KEY, sign
+from redoubt.threat import ThreatModel
 from redoubt.tracking import figures
 
 PAGE = "report.html"
@@ -63,21 +64,20 @@ def training_facts(training: dict) -> dict[str, str]:
 def facts(bundle: Bundle, report: dict, cause: str, parent: int) -> dict[str, str]:
     """What versions are searched for, as tags. `epsilon` and `norm` are those that the run was asked for; accuracy
     under attack is that on the threat model asked for, every other one stands in `robust_accuracies`."""
-    manifest, asked = bundle.manifest, bundle.manifest["parameters"]
-    threat = next((threat for threat in bundle.threats if threat.norm == asked.get("norm")), None)
+    manifest, threat = bundle.manifest, asked_for(bundle)
     tags = {
         "objective": manifest["objective"], "cause": cause, "dataset": manifest["data"]["dataset"],
         "architecture": bundle.architecture.name, "data_checksum": manifest["data"]["checksum"],
         "epsilon": f"{threat.epsilon:.4g}" if threat else "0", "norm": threat.norm if threat else "none",
-        "suite": str(report.get("suite", "quick")), "clean_accuracy": f"{report['clean_accuracy']:.4f}",
-        "robust_accuracies": json.dumps({f"{r['label']} {r['norm']} {r['epsilon']:.4g}": round(r["accuracy"], 4)
-                                         for r in report["robust"]}),
+        "clean_accuracy": f"{report['clean_accuracy']:.4f}", **figures_to_quote(report, threat),
     }
-    under = [r["accuracy"] for r in report["robust"] if threat and (r["norm"], r["epsilon"]) == (
-        threat.norm, threat.epsilon)] or [r["accuracy"] for r in report["robust"]]
-    if under:
-        tags["robust_accuracy"] = f"{min(under):.4f}"
     return tags | ({"parent_version": str(parent)} if parent else {})
+
+
+def asked_for(bundle: Bundle) -> ThreatModel | None:
+    """The threat model that the version's run was asked to cover; None for an undefended version."""
+    norm = bundle.manifest["parameters"].get("norm")
+    return next((threat for threat in bundle.threats if threat.norm == norm), None)
 
 
 def assemble(model: Path, evaluation: Path, detector: Path, out: Path) -> Bundle:

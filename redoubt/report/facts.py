@@ -1,10 +1,15 @@
-"""An evaluation's report as flat facts: metrics for trackers, and the checks as a table of Markdown."""
+"""An evaluation's report as flat facts: metrics for trackers, tags of versions, the checks as a table of Markdown."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
+
+from redoubt.threat import ThreatModel
+
+SUITES = ("quick", "standard", "full")   # the weakest first
 
 
 def metric_values(report: Mapping) -> dict[str, float]:
@@ -27,6 +32,33 @@ def metric_values(report: Mapping) -> dict[str, float]:
     found["evaluation_seconds"] = report.get("seconds")
     return {metric_name(name): float(value) for name, value in found.items()
             if isinstance(value, (int, float)) and math.isfinite(value)}
+
+
+def figures_to_quote(report: Mapping, threat: ThreatModel | None) -> dict[str, str]:
+    """What a version is searched by, as tags: `robust_accuracy` is the share that withstood every attack.
+
+    Args:
+        threat: what the version was asked to cover; without one, or where it was not measured, the worst counts.
+    """
+    rows = report.get("worst_case") or report["robust"]
+    asked = [row for row in rows if threat and (row["norm"], row["epsilon"]) == (threat.norm, threat.epsilon)]
+    all_of_them = {f"{row['label']} {row['norm']} {row['epsilon']:.4g}": round(row["accuracy"], 4)
+                   for row in report["robust"]}
+    tags = {"suite": str(report.get("suite", "quick")), "evaluated_images": str(report["n"]),
+            "robust_accuracies": json.dumps(all_of_them)}
+    worst = min((row["accuracy"] for row in asked or rows), default=None)
+    return tags if worst is None else tags | {"robust_accuracy": f"{worst:.4f}"}
+
+
+def outweighs(new: Mapping[str, str], old: Mapping[str, str]) -> bool:
+    """Whether the figures of an evaluation take the place of those that a version's tags have: those of a stronger
+    suite do, and within a suite those of as many pictures or more. An earlier release did not count them: it took all.
+    """
+    def weight(tags: Mapping[str, str]) -> tuple[int, float]:
+        suite = tags.get("suite", "quick")
+        return SUITES.index(suite) if suite in SUITES else -1, float(tags.get("evaluated_images", math.inf))
+
+    return "robust_accuracies" not in old or weight(new) >= weight(old)
 
 
 def metric_name(name: str) -> str:

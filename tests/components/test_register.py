@@ -7,6 +7,7 @@ import pytest
 
 from components.register.step import facts
 from redoubt.promotion.page import describe
+from redoubt.report.facts import figures_to_quote, outweighs
 from redoubt.threat import ThreatModel
 from redoubt.version import Version
 
@@ -21,7 +22,7 @@ def bundle(*threats, norm="Linf"):
 
 
 def report(*rows):
-    return {"clean_accuracy": 0.84, "suite": "standard", "robust": [
+    return {"clean_accuracy": 0.84, "suite": "standard", "n": 500, "robust": [
         {"label": "PGD-20", "norm": t.norm, "epsilon": t.epsilon, "accuracy": a} for t, a in rows]}
 
 
@@ -33,6 +34,30 @@ def test_epsilon_and_accuracy_are_those_of_what_was_asked_for():
     asked_l2 = facts(bundle(L2, LINF, norm="L2"), report((L2, 0.6), (LINF, 0.7)), "manual", 0)
     assert (asked_l2["epsilon"], asked_l2["robust_accuracy"]) == ("1", "0.6000")
     assert "parent_version" not in asked_l2
+
+
+def test_the_figure_to_quote_is_what_withstood_every_attack_of_what_was_asked_for():
+    rows = {"worst_case": [{"norm": t.norm, "epsilon": t.epsilon, "accuracy": a} for t, a in ((L2, 0.3), (LINF, 0.65))]}
+    found = report((L2, 0.6), (LINF, 0.7)) | rows
+    assert figures_to_quote(found, LINF)["robust_accuracy"] == "0.6500"
+    assert figures_to_quote(found, None)["robust_accuracy"] == "0.3000"
+    assert facts(bundle(L2, LINF), found, "manual", 0)["robust_accuracy"] == "0.6500"
+    assert facts(bundle(L2, LINF), found, "manual", 0)["evaluated_images"] == "500"
+
+
+@pytest.mark.parametrize("new, old, better", [
+    (("standard", 100), ("quick", 9000), True), (("quick", 9000), ("standard", 100), False),
+    (("full", 10), ("standard", 9000), True), (("quick", 100), ("quick", 99), True),
+    (("quick", 99), ("quick", 100), False), (("quick", 100), ("quick", 100), True),
+    (("quick", 100), ("quick", None), False), (("standard", 100), ("quick", None), True),
+    (("custom", 9000), ("quick", 1), False), (("quick", 1), (None, None), True),
+])
+def test_a_weaker_evaluation_does_not_take_the_place_of_a_stronger_one(new, old, better):
+    def tags(suite, n):
+        known = {"suite": suite, "robust_accuracies": "{}"} if suite else {}
+        return known | ({"evaluated_images": str(n)} if n else {})
+
+    assert outweighs(tags(*new), tags(*old)) is better
 
 
 def test_an_undefended_version_covers_nothing():

@@ -70,6 +70,18 @@ def test_a_version_is_evaluated_again_and_the_report_stays_with_it(home, registr
     assert json.loads(facts.read_text())["n"] == 80
 
 
+def test_fewer_pictures_do_not_change_what_is_quoted(home, registry, mlflow_run):
+    evaluation.evaluate_version(registry, "1", "quick", home, limit=90, seed=1)
+    (client, run_id), before = mlflow_run, registry.version(1).tags
+    assert before["evaluated_images"] == "90"
+    evaluation.evaluate_version(registry, "1", "quick", home, limit=30, seed=1)
+    assert registry.version(1).tags == before
+    on_run = client.get_run(run_id).data
+    assert on_run.metrics["quick/evaluated_images"] == 30
+    for name in ("robust_accuracy", "robust_accuracies", "evaluated_images", "suite"):
+        assert on_run.tags[f"redoubt.{name}"] == before[name], "version and run alike"
+
+
 def test_two_versions_are_compared(home, registry, tmp_path, capsys):
     page = evaluation.compare_versions(registry, ("1", "1"), tmp_path / "c.html")
     assert "version 1" in page.read_text()
