@@ -41,7 +41,8 @@ def run(data: Path, model: Path, out: Path, *, norm: str = "Linf", epsilon: floa
         limit: use only so many test pictures; 0 uses them all.
         curve_n: pictures behind each point of the curve over epsilon.
         suite: `quick`, `standard` or `full`.
-        state: a folder that a killed evaluation goes on from; by default beside the run's checkpoints, if it has any.
+        state: a folder that a killed evaluation goes on from; whoever names one empties it (`store.forget`) once the
+            report is where it is to stay. By default one beside the run's checkpoints, if it has any.
         progress: called with each finished row.
 
     Raises:
@@ -56,12 +57,12 @@ def run(data: Path, model: Path, out: Path, *, norm: str = "Linf", epsilon: floa
     network = bundle.model(where)
     x, y, twins = pictures(prepared, limit)
     threat = next((t for t in bundle.threats if t.norm == norm), ThreatModel(norm, epsilon))
-    state = state or state_folder()
+    own = None if state else state_folder()
     few, epochs = SURROGATE[suite]
     x_train, y_train = (part.to(where) for part in prepared.tensors("train", few))
     report = evaluate(
         network, x, y, classes=prepared.classes, threats=bundle.threats or (threat,), levels=prepared.levels,
-        suite=suite, curve_n=curve_n, seed=seed, state=state, progress=progress,
+        suite=suite, curve_n=curve_n, seed=seed, state=state or own, progress=progress,
         surrogate=fit_surrogate(bundle.architecture, x_train, y_train, epochs=epochs, seed=seed + 1),
         claim=claim(bundle),
     )
@@ -79,7 +80,7 @@ def run(data: Path, model: Path, out: Path, *, norm: str = "Linf", epsilon: floa
     out.mkdir(parents=True, exist_ok=True)
     (out / REPORT).write_text(json.dumps(report, indent=1, allow_nan=False))
     (out / EXAMPLES).write_text(json.dumps(shown, default=lambda pixels: pixels.round(4).tolist()))
-    forget(state)
+    forget(own)
     return report
 
 

@@ -11,7 +11,8 @@ from components.register.step import run as register_step
 from pipelines import evaluation
 from pipelines.cli import app
 from redoubt.bundle import write_bundle
-from redoubt.errors import InvalidInput
+from redoubt.errors import InvalidInput, RegistryError
+from redoubt.evaluation import robustness
 from redoubt.registry import Registry
 from redoubt.threat import ThreatModel
 
@@ -80,6 +81,22 @@ def test_fewer_pictures_do_not_change_what_is_quoted(home, registry, mlflow_run)
     assert on_run.metrics["quick/evaluated_images"] == 30
     for name in ("robust_accuracy", "robust_accuracies", "evaluated_images", "suite"):
         assert on_run.tags[f"redoubt.{name}"] == before[name], "version and run alike"
+
+
+def test_an_evaluation_is_not_forgotten_before_the_registry_has_it(home, registry, monkeypatch):
+    def down(*_, **__):
+        raise RegistryError("the registry is down")
+
+    with monkeypatch.context() as patched, pytest.raises(RegistryError, match="the registry is down"):
+        patched.setattr(Registry, "record", down)
+        evaluation.evaluate_version(registry, "1", "quick", home, limit=70, seed=5)
+    state = home / "evaluations" / "redoubt-1-quick" / "state"
+    assert list(state.rglob("*.json"))
+    with monkeypatch.context() as patched:
+        patched.setattr(robustness, "withstands", lambda *_: pytest.fail("it was attacked again"))
+        evaluation.evaluate_version(registry, "1", "quick", home, limit=70, seed=5)
+    assert not list(state.rglob("*.json"))
+    assert registry.artifacts(registry.version(1), "evaluations/quick/state", home / "none") is None
 
 
 def test_two_versions_are_compared(home, registry, tmp_path, capsys):
