@@ -96,7 +96,7 @@ def rollback(
 ) -> None:
     """Put the previous champion back into service; a second time the one before it.
 
-    It never goes to a version that was rolled back from or that the gate refused.
+    It never goes to a version that was rolled back from, or that neither the gate nor a person ever passed.
     """
     from pipelines.champion import roll_back
 

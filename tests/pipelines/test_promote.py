@@ -61,7 +61,13 @@ def test_the_gate_judges_before_a_person_promotes(registry, register, digits_mod
     promote_version(registry, "3", "", Policy())
     assert "version 3 is champion already" in capsys.readouterr().out
     roll_back(registry, "enough")
-    assert "version 2 is champion again" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "version 2 is champion again\na further rollback goes to version 1" in shown
+    with pytest.raises(Refused, match="threat models that it was trained for is nothing"):
+        promote_version(registry, "1", "", Policy())
+    assert registry.version(1).standing == "refused"
+    roll_back(registry, "it was the first, whatever the gate says of it beside the second")
+    assert (registry.champion().number, registry.champion().sanctioned) == (1, True)
 
 
 def test_a_record_that_holds_is_taken_and_another_is_made_anew(registry, register, digits, digits_model, monkeypatch):
