@@ -22,8 +22,7 @@ class Plugins:
     Attributes:
         label_smoothing: share of the label's weight spread over all classes (Szegedy et al. 2016); [0, 1).
         warmup: share of all steps over which epsilon grows linearly to its full size; [0, 1].
-        class_adaptive: a in RobustLT (arXiv 2605.13395): epsilon of a class grows with its number of pictures, see
-            `class_scale`; [0, 1).
+        class_adaptive: a in RobustLT (arXiv 2605.13395): rare classes get a larger epsilon, see `class_scale`; [0, 1).
         reweight: lambda of the distributionally robust loss in WARDEN (arXiv 2605.05415), see `reduce`; the smaller,
             the more the hardest images count. 0 turns it off.
         weight_perturbation: gamma of adversarial weight perturbation (Wu et al. 2020, arXiv 2004.05884): each layer is
@@ -80,15 +79,16 @@ def load_plugins(text: str, **defaults) -> Plugins:
 
 
 def class_scale(labels: Tensor, a: float, classes: int) -> Tensor:
-    """The multiple of epsilon for each class, [classes] (RobustLT, arXiv 2605.13395).
+    """The multiple of epsilon for each class, [classes] (RobustLT, arXiv 2605.13395): the rarer, the larger.
 
-    eps_y = (1 - a) eps + a eps sqrt(log K_y) / E[sqrt(log K)], where K_y counts the pictures of class y in `labels` and
-    the mean runs over pictures, so that the mean epsilon over the training set stays eps.
+    eps_y = (1 - a) eps + a eps sqrt(log K_y) / E[sqrt(log K)], where K_y says how many times more pictures the largest
+    class in `labels` has than class y, and the mean runs over pictures, so that the mean epsilon over the training set
+    stays eps.
     """
     counts = torch.bincount(labels, minlength=classes).clamp_min(1)
-    roots = counts.double().log().sqrt()
+    roots = (counts.max() / counts.double()).log().sqrt()
     mean = roots[labels].mean()
-    if mean == 0:   # a single picture of every class: nothing to adapt to
+    if mean == 0:   # as many pictures of every class: nothing to adapt to
         return torch.ones(classes)
     return (1 - a + a * roots / mean).float()
 

@@ -26,12 +26,12 @@ def network():
 
 def test_class_adaptive_epsilon_follows_the_formula():
     labels = torch.tensor([0] * 100 + [1] * 10 + [2])
-    root = [math.sqrt(math.log(k)) for k in (100, 10, 1)]
+    root = [math.sqrt(math.log(100 / k)) for k in (100, 10, 1)]
     mean = (100 * root[0] + 10 * root[1] + root[2]) / 111
     expected = torch.tensor([0.7 + 0.3 * r / mean for r in root])
     scale = class_scale(labels, 0.3, 3)
     torch.testing.assert_close(scale, expected)
-    assert scale[0] > 1 > scale[1] > scale[2] > 0
+    assert 0 < scale[0] < 1 < scale[1] < scale[2], "the rarest class gets the largest epsilon"
     assert scale[labels].mean() == pytest.approx(1)
     assert torch.equal(class_scale(torch.tensor([0, 1, 2]), 0.5, 3), torch.ones(3))
 
