@@ -61,15 +61,31 @@ def evaluate_version(
 
 
 def record(registry: Registry, number: int, bundle: Bundle, report: dict, out: Path) -> None:
-    """Keep a report with its version: metrics, page, data, and the figures to quote if none there are weightier."""
+    """Keep a report with its version: metrics, page, data, and the figures to quote if none there are weightier.
+
+    A report of the same suite over more pictures stays in its place.
+    """
     version, suite = registry.version(number), report["suite"]
     found = figures_to_quote(report, asked_for(bundle))
     with tempfile.TemporaryDirectory() as folder:
+        more = max(_pictures(registry.artifacts(version, f"{PLACE}/{suite}", Path(folder) / "earlier"), suite),
+                   _pictures(bundle.folder, suite))
+        if more > report["n"]:
+            console.print(f"not kept with version {number}: its report of the suite {suite} is of {more:,} pictures, "
+                          f"this one of {report['n']:,}", highlight=False, soft_wrap=True)
+            return
         kept = shutil.copytree(out, Path(folder) / suite, ignore=shutil.ignore_patterns(STATE))
         registry.record(version, metrics={f"{suite}/{name}": value for name, value in metric_values(report).items()},
                         tags=found if outweighs(found, version.tags) else None, folder=kept, at=f"{PLACE}/{suite}",
                         datasets=datasets(bundle, report))
     registry.describe(version, describe(registry.version(number)))
+
+
+def _pictures(folder: Path | None, suite: str) -> int:
+    """How many pictures are behind the report in a folder; 0 where there is none of this suite."""
+    file = folder / REPORT if folder else None
+    report = json.loads(file.read_text()) if file and file.is_file() else {}
+    return report.get("n", 0) if report.get("suite", "quick") == suite else 0
 
 
 def training_data(bundle: Bundle, folder: Path, data_dir: str) -> Path:

@@ -71,14 +71,16 @@ def test_a_version_is_evaluated_again_and_the_report_stays_with_it(home, registr
     assert json.loads(facts.read_text())["n"] == 80
 
 
-def test_fewer_pictures_do_not_change_what_is_quoted(home, registry, mlflow_run):
+def test_fewer_pictures_change_neither_what_is_quoted_nor_the_report(home, registry, mlflow_run, tmp_path, capsys):
     evaluation.evaluate_version(registry, "1", "quick", home, limit=90, seed=1)
     (client, run_id), before = mlflow_run, registry.version(1).tags
     assert before["evaluated_images"] == "90"
     evaluation.evaluate_version(registry, "1", "quick", home, limit=30, seed=1)
     assert registry.version(1).tags == before
     on_run = client.get_run(run_id).data
-    assert on_run.metrics["quick/evaluated_images"] == 30
+    assert on_run.metrics["quick/evaluated_images"] == 90
+    assert "of 90 pictures, this one of 30" in capsys.readouterr().out
+    assert json.loads(evaluation.write_report(registry, "1", tmp_path / "r.html")[1].read_text())["n"] == 90
     for name in ("robust_accuracy", "robust_accuracies", "evaluated_images", "suite"):
         assert on_run.tags[f"redoubt.{name}"] == before[name], "version and run alike"
 
@@ -89,12 +91,12 @@ def test_an_evaluation_is_not_forgotten_before_the_registry_has_it(home, registr
 
     with monkeypatch.context() as patched, pytest.raises(RegistryError, match="the registry is down"):
         patched.setattr(Registry, "record", down)
-        evaluation.evaluate_version(registry, "1", "quick", home, limit=70, seed=5)
+        evaluation.evaluate_version(registry, "1", "quick", home, limit=95, seed=5)
     state = home / "evaluations" / "redoubt-1-quick" / "state"
     assert list(state.rglob("*.json"))
     with monkeypatch.context() as patched:
         patched.setattr(robustness, "withstands", lambda *_: pytest.fail("it was attacked again"))
-        evaluation.evaluate_version(registry, "1", "quick", home, limit=70, seed=5)
+        evaluation.evaluate_version(registry, "1", "quick", home, limit=95, seed=5)
     assert not list(state.rglob("*.json"))
     assert registry.artifacts(registry.version(1), "evaluations/quick/state", home / "none") is None
 
