@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -90,6 +91,10 @@ def run(
     """
     from pipelines.show import follow_run
 
+    if key := os.environ.get("REDOUBT_SIGNING_KEY"):
+        from redoubt.signing import private_key
+
+        private_key(key)   # the last step but one signs: whether it can is better known before the first
     folder, parameters = _parameters(
         home, uri, dataset=dataset, architecture=architecture, objective=objective, epsilon=epsilon, norm=norm,
         epochs=epochs, steps=steps, lam=lam, plugins=plugins, seed=seed, start=start, processes=processes,

@@ -6,6 +6,8 @@ import re
 
 from redoubt.errors import InvalidInput
 
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
+ALIASES = (CHAMPION, CHALLENGER, PREVIOUS)
 # A dataset elsewhere, its checksum in its name: see `redoubt.data.remote`.
 REMOTE = re.compile(r"(https?|s3)://[^#\s]+\.(npz|zip|tar|tgz|tar\.gz)#sha256=[0-9a-f]{64}"
                     r"|oci://[^@\s/]+/[^@\s]+@sha256:[0-9a-f]{64}")
@@ -14,7 +16,9 @@ _TORCHVISION = re.compile(r"torchvision:[a-z0-9_]+")
 
 
 def check_model_name(name: str) -> None:
-    """Raise InvalidInput for a name that MLflow, a URL or a folder would misread."""
+    """Raise InvalidInput for a name that MLflow, a URL or a folder would misread, and for one that is an alias."""
+    if name in ALIASES:
+        raise InvalidInput(f"model name {name!r} is an alias of versions: commands would not know which one is meant")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise InvalidInput(f"model name {name!r}: use letters, digits, '.', '_' and '-', a letter or digit first")
 

@@ -46,13 +46,22 @@ def new_keys(file: Path) -> Path:
     return public
 
 
+def private_key(file: Path | str) -> Ed25519PrivateKey:
+    """The private key in `file`.
+
+    Raises:
+        InvalidInput: when it holds no Ed25519 private key.
+    """
+    return _load(file, lambda data: serialization.load_pem_private_key(data, password=None), Ed25519PrivateKey)
+
+
 def sign(folder: Path, manifest: str, key_file: Path | str) -> None:
     """Sign `folder`/`manifest` with the private key in `key_file`, into `folder`/manifest.sig.
 
     Raises:
         InvalidInput: when the file holds no Ed25519 private key.
     """
-    key = _load(key_file, lambda data: serialization.load_pem_private_key(data, password=None), Ed25519PrivateKey)
+    key = private_key(key_file)
     signature = key.sign((folder / manifest).read_bytes())
     note = {"algorithm": "ed25519", "key": key_id(key.public_key()), "signature": base64.b64encode(signature).decode()}
     (folder / SIGNATURE).write_text(json.dumps(note))

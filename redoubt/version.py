@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from redoubt.errors import InvalidInput
+from redoubt.names import ALIASES, CHALLENGER, CHAMPION, PREVIOUS
 from redoubt.threat import ThreatModel, load_threats
 
-CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
-ALIASES = (CHAMPION, CHALLENGER, PREVIOUS)
+__all__ = ["ALIASES", "CHALLENGER", "CHAMPION", "PREFIX", "PREVIOUS", "PROMOTED", "Version", "check_version"]
 PREFIX = "redoubt."     # of Redoubt's own tags
 PROMOTED = "promoted"   # tag of a version that has been champion: which entry of the history says so
 

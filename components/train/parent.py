@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from redoubt.bundle import WEIGHTS, Bundle, open_bundle
+from redoubt.bundle import MANIFEST, WEIGHTS, Bundle, open_bundle
 from redoubt.errors import InvalidInput, RedoubtError
 from redoubt.models import Architecture
 from redoubt.registry import Registry
@@ -72,6 +72,9 @@ def find(
 
 def _open(uri: str, tracking_uri: str, folder: Path) -> tuple[Bundle, str]:
     if not uri.startswith("models:"):
+        if not (Path(uri) / MANIFEST).is_file():
+            raise InvalidInput(f"start {uri!r} is no bundle's folder: write one, models:/NAME/VERSION or "
+                               "models:/NAME@ALIAS")
         return open_bundle(uri), ""
     match = _URI.fullmatch(uri)
     if match is None:

@@ -35,6 +35,7 @@ def test_help_names_every_command():
     (["run", "--dataset", "npz:/no/such.npz"], "no such file"),
     (["drill", "--dataset", "folder:/no/such"], "no such folder"),
     (["run", "--model", "it's"], "model name"),
+    (["run", "--model", "champion"], "is an alias of versions"),
     (["run", "--tracking-uri", "foo://x"], "must begin with one of http://"),
     (["models", "list"], "`redoubt run` makes one"),
     (["rollback", "--home", "/no/such/home"], "no registry in /no/such/home"),
@@ -51,6 +52,14 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_pat
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_key_that_cannot_sign_is_found_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("REDOUBT_SIGNING_KEY", "/no/such.key")
+    done = redoubt("run", home=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "redoubt: key /no/such.key cannot be read: No such file or directory\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_served_is_said(tmp_path):

@@ -10,7 +10,7 @@ from components import context
 from components.context import PROGRESS
 from components.train import step, work
 from redoubt.data import Prepared
-from redoubt.errors import ArtifactError, InvalidInput
+from redoubt.errors import InvalidInput
 from redoubt.registry import Registry
 from redoubt.training import loop
 
@@ -187,7 +187,7 @@ def test_a_start_that_was_asked_for_and_does_not_fit_is_refused(digits, tmp_path
     registry, parent = registered
     with pytest.raises(InvalidInput, match=r"cannot be the start: it is compact-cnn for.*this run preactresnet-18"):
         step.run(digits.folder, tmp_path / "child", start=str(parent.folder), architecture="preactresnet-18", **QUICK)
-    with pytest.raises(ArtifactError, match="cannot be read"):
+    with pytest.raises(InvalidInput, match="no bundle's folder: write one, models:/NAME/VERSION"):
         step.run(digits.folder, tmp_path / "child", start=str(tmp_path), **QUICK)
     for start, reason in (("models:/digits", "write models:/NAME/VERSION"), ("models:/digits/9", "no version 9"),
                           ("models:/digits@best", "no alias 'best'")):
