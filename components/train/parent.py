@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redoubt.bundle import MANIFEST, WEIGHTS, Bundle, open_bundle
+from redoubt.data import Prepared
 from redoubt.errors import InvalidInput, RedoubtError
 from redoubt.models import Architecture
 from redoubt.registry import Registry
@@ -40,7 +41,7 @@ class Start:
 
 def find(
     start: str, *, parent: int, from_scratch: bool, model_name: str, tracking_uri: str, folder: Path,
-    wanted: Architecture, classes: list[str],
+    wanted: Architecture, data: Prepared,
 ) -> Start:
     """The version to begin with, copied to `folder` when it comes from the registry.
 
@@ -50,10 +51,12 @@ def find(
     Args:
         start: a bundle's folder, `models:/NAME/VERSION` or `models:/NAME@ALIAS`; empty to begin with the parent.
         parent: number of the version that the run answers for; 0 for none.
-        wanted, classes: the network that the run is for.
+        wanted: the network that the run is for.
+        data: what it trains on.
 
     Raises:
-        InvalidInput: when `start` names no version, or one of another architecture, shape or set of classes.
+        InvalidInput: when `start` names no version, or one of another architecture, shape or set of classes, or one
+            that was trained on another split of the same data: it knows pictures that this run is tested on.
         ArtifactError, RegistryError: when it cannot be read.
     """
     if from_scratch or not (start or (parent and model_name)):
@@ -61,7 +64,7 @@ def find(
     uri = start or f"models:/{model_name}/{parent}"
     try:
         bundle, version = _open(uri, tracking_uri, folder)
-        if unfit := _unfit(bundle, wanted, classes):
+        if unfit := _unfit(bundle, wanted, data):
             raise InvalidInput(f"{uri} cannot be the start: {unfit}" + (": leave it empty" if start else ""))
         return Start(bundle=bundle, version=version, asked=bool(start))
     except RedoubtError as error:
@@ -88,12 +91,15 @@ def _open(uri: str, tracking_uri: str, folder: Path) -> tuple[Bundle, str]:
     return registry.fetch(version, folder), f"{version.name}/{version.number}"
 
 
-def _unfit(bundle: Bundle, wanted: Architecture, classes: list[str]) -> str:
-    have = bundle.architecture
-    if (have.name, have.input_shape, bundle.classes) == (wanted.name, wanted.input_shape, classes):
-        return ""
-    return (f"it is {have.name} for {have.input_shape} and {_some(bundle.classes)}, "
-            f"this run {wanted.name} for {wanted.input_shape} and {_some(classes)}")
+def _unfit(bundle: Bundle, wanted: Architecture, data: Prepared) -> str:
+    have, classes, trained_on = bundle.architecture, list(data.classes), bundle.manifest.get("data") or {}
+    if (have.name, have.input_shape, list(bundle.classes)) != (wanted.name, wanted.input_shape, classes):
+        return (f"it is {have.name} for {have.input_shape} and {_some(bundle.classes)}, "
+                f"this run {wanted.name} for {wanted.input_shape} and {_some(classes)}")
+    if trained_on.get("dataset") == data.metadata["dataset"] and trained_on.get("seed") != data.metadata["seed"]:
+        return (f"it was trained on split {trained_on.get('seed')} of {data.metadata['dataset']} and knows pictures "
+                "that this run keeps for its tests: take the same split seed")
+    return ""
 
 
 def _some(classes: list[str]) -> str:

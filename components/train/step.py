@@ -80,7 +80,7 @@ def run(
     size, prepared = 1 if nodes else together.count(processes), Prepared.open(data)
     with tempfile.TemporaryDirectory(prefix="redoubt-start-") as folder:
         begin = find(start, parent=parent, from_scratch=from_scratch, model_name=model_name, tracking_uri=tracking_uri,
-                     folder=Path(folder) / "parent", wanted=wanted(asked, prepared), classes=prepared.classes)
+                     folder=Path(folder) / "parent", wanted=wanted(asked, prepared), data=prepared)
         if begin.given_up:
             progress({"note": f"from random weights, not the parent's: {begin.given_up}"})
         elif begin.bundle:

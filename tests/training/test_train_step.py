@@ -9,7 +9,7 @@ import torch
 from components import context
 from components.context import PROGRESS
 from components.train import step, work
-from redoubt.data import Prepared
+from redoubt.data import Prepared, load_source, prepare
 from redoubt.errors import InvalidInput
 from redoubt.registry import Registry
 from redoubt.training import loop
@@ -181,6 +181,12 @@ def test_classes_that_the_parent_does_not_know_make_a_retraining_run_begin_anew(
     monkeypatch.setattr(step.Prepared, "open", lambda folder: Prepared(digits.folder, metadata))
     made, _ = retrain(digits, tmp_path / "m", registered[0])
     assert "10 classes" in made.manifest["training"]["start_given_up"]
+
+
+def test_a_start_that_knows_the_test_pictures_is_refused(registered, tmp_path):
+    other = prepare(load_source("digits"), tmp_path / "data", seed=1)
+    with pytest.raises(InvalidInput, match=r"trained on split 0 of digits.*take the same split seed"):
+        step.run(other.folder, tmp_path / "child", start=str(registered[1].folder), **QUICK)
 
 
 def test_a_start_that_was_asked_for_and_does_not_fit_is_refused(digits, tmp_path, registered):
