@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def _go_on(url: str) -> None:
 
 
 def _wait(url: str) -> None:
+    # A shell lets what it starts in the background ignore Ctrl-C, and the drill would never end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     console.print(f"the live page stays open at {url}/ until Ctrl-C; the comparison follows then", highlight=False)
     try:
         while True:
