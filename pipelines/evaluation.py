@@ -20,6 +20,7 @@ from redoubt.bundle import Bundle
 from redoubt.errors import InvalidInput, one_of
 from redoubt.evaluation.store import forget
 from redoubt.evaluation.suites import check_suite
+from redoubt.names import REPORT
 from redoubt.promotion.page import describe
 from redoubt.registry import Registry, Version
 from redoubt.report import comparison, robustness_report
@@ -27,7 +28,7 @@ from redoubt.report.compare import lines, mismatch
 from redoubt.report.facts import SUITES, figures_to_quote, metric_values, outweighs
 
 PLACE = "evaluations"               # below it, in a version's run, one folder a suite
-PAGE, REPORT, STATE = "report.html", "report.json", "state"
+PAGE, STATE = "report.html", "state"
 console = Console()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from redoubt.detection import Monitor
 from redoubt.errors import InvalidInput
+from redoubt.names import REPORT
 from serving.model import LoadedModel
 
 RUN_LENGTH = 1e5   # labels, on average at least, between two false alarms about accuracy
@@ -123,7 +124,7 @@ class Feedback:
 def _recorded(loaded: LoadedModel) -> dict | None:
     """Clean accuracy in the version's report, with its interval: shares in [0, 1]."""
     try:
-        report = json.loads((loaded.bundle.folder / "report.json").read_text())
+        report = json.loads((loaded.bundle.folder / REPORT).read_text())
         found = {"accuracy": float(report["clean_accuracy"]), "low": float(report["clean_low"])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

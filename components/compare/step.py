@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from redoubt.errors import ArtifactError
+from redoubt.names import REPORT
 from redoubt.report.page import percent
 from redoubt.report.sweep import sweep_page
 
@@ -21,7 +22,7 @@ def run(evaluations: list[Path], page: Path, table: Path, *, norm: str = "Linf")
         ArtifactError: when one of them holds no report.
     """
     try:
-        reports = [json.loads((folder / "report.json").read_text()) for folder in evaluations]
+        reports = [json.loads((folder / REPORT).read_text()) for folder in evaluations]
         rows = sorted((row_of(report, norm) for report in reports), key=lambda row: row["trained"])
     except (OSError, ValueError, KeyError) as error:
         raise ArtifactError(f"an evaluation of the sweep cannot be read: {error}") from None

@@ -23,9 +23,10 @@ from redoubt.evaluation.sanity import Claim
 from redoubt.evaluation.store import forget
 from redoubt.evaluation.suites import check_suite
 from redoubt.evaluation.surrogate import fit_surrogate, standard_epoch_seconds
+from redoubt.names import REPORT
 from redoubt.threat import ThreatModel
 
-REPORT, EXAMPLES = "report.json", "examples.json"
+EXAMPLES = "examples.json"
 CHECKPOINTS = "REDOUBT_CHECKPOINTS"   # names a folder that outlives the step's process
 CORRUPTED, VISIBLE = 500, 100         # pictures behind each corruption, and behind the figures of visibility
 SURROGATE = {"quick": (3000, 3), "standard": (5000, 4), "full": (20000, 5)}   # pictures and epochs

@@ -13,6 +13,7 @@ from redoubt.bundle import Bundle
 from redoubt.data import Prepared
 from redoubt.detection import Detector
 from redoubt.errors import ArtifactError, Overtaken
+from redoubt.names import REPORT
 from redoubt.promotion.checks import sanity_rules
 from redoubt.promotion.gate import judge
 from redoubt.promotion.page import describe
@@ -23,7 +24,7 @@ from redoubt.threat import ThreatModel
 
 ROUNDS = 3   # a champion that changes while the gate measures is measured against again
 LOWERED = "deescalation"   # the cause of a run that was asked to cover less than the champion
-_ATTACK, _REPORT = f"PGD-{STEPS}", "report.json"
+_ATTACK = f"PGD-{STEPS}"
 
 
 def run(
@@ -147,9 +148,9 @@ def _not_measured() -> Rule:
 
 def _report(bundle: Bundle) -> dict | None:
     """The version's report; None unless its manifest lists it: only what it lists was verified."""
-    if _REPORT not in bundle.manifest["files"]:
+    if REPORT not in bundle.manifest["files"]:
         return None
     try:
-        return json.loads((bundle.folder / _REPORT).read_text())
+        return json.loads((bundle.folder / REPORT).read_text())
     except (OSError, ValueError):
         return None

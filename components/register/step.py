@@ -10,6 +10,7 @@ from pathlib import Path
 
 from components.register.page import card, datasets, page_title, save_figures, strength_points
 from redoubt.bundle import MANIFEST, Bundle, open_bundle, seal
+from redoubt.names import REPORT
 from redoubt.promotion.page import describe
 from redoubt.registry import Registry, Version
 from redoubt.report import robustness_report
@@ -34,7 +35,7 @@ def run(
     """
     bundle = assemble(model, evaluation, detector, out)
     registry = Registry(tracking_uri, model_name)
-    report = json.loads((evaluation / "report.json").read_text())
+    report = json.loads((evaluation / REPORT).read_text())
     metrics = metric_values(report) | {"train_seconds": bundle.manifest["training"]["seconds"]}
     training = bundle.manifest["training"]
     version = registry.register(
@@ -85,8 +86,8 @@ def assemble(model: Path, evaluation: Path, detector: Path, out: Path) -> Bundle
     bundle = open_bundle(model)
     shutil.copytree(model, out, dirs_exist_ok=True)
     shutil.copytree(detector, out, dirs_exist_ok=True)
-    shutil.copy(evaluation / "report.json", out)
-    report = json.loads((evaluation / "report.json").read_text())
+    shutil.copy(evaluation / REPORT, out)
+    report = json.loads((evaluation / REPORT).read_text())
     shown = json.loads((evaluation / "examples.json").read_text())
     robustness_report(out / PAGE, title=page_title(bundle), report=report, examples=shown, card=card(bundle),
                       strength=strength_points(detector))

@@ -45,7 +45,7 @@ class Sample:
 def run_checks(
     sample: Sample, threats: Sequence[ThreatModel], curves: Mapping[str, Curves], *, given_training: int = 0
 ) -> list[Check]:
-    """All checks that look at the model, in the order of `sanity.TITLES`.
+    """All checks that look at the model.
 
     Args:
         threats: each is looked at; a check that fails for one fails.
@@ -58,8 +58,8 @@ def run_checks(
         for check in under_threat(sample, threat, curves.get(threat.norm, {})):
             found.setdefault(check.name, []).append((str(threat), check))
     checks = [sanity.worst_of(several) for several in found.values()]
-    checks += [sanity.few_classes(classes, library.parts(classes)), look_twice(sample), modes(sample, given_training)]
-    return sanity.in_order(checks)
+    return [*checks, sanity.few_classes(classes, library.parts(classes)), look_twice(sample),
+            modes(sample, given_training)]
 
 
 def under_threat(sample: Sample, threat: ThreatModel, curves: Curves) -> list[Check]:

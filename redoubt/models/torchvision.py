@@ -26,7 +26,7 @@ class TorchvisionNetwork(nn.Module):
 
     def __init__(self, name: str, *, channels: int, size: int, num_classes: int):
         super().__init__()
-        self.side = 224 if name.startswith(_FIXED) else max(size, _LARGER.get(name, _LEAST), _LEAST)
+        self.side = 224 if name.startswith(_FIXED) else max(size, _LARGER.get(name, _LEAST))
         self.network = _create(name, num_classes)
         if channels != 3:
             _take_channels(self.network, channels)

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from redoubt.detection import Verdicts
+from redoubt.names import REPORT
 from serving.launcher import PROGRESS
 from serving.live.history import Counters, History
 from serving.model import LoadedModel
@@ -46,7 +47,7 @@ def curve(loaded: LoadedModel | None) -> list[dict]:
 @lru_cache(maxsize=4)
 def _curve(folder: str, _key: str) -> list[dict]:
     try:
-        rows = json.loads((Path(folder) / "report.json").read_text())["attacks"]
+        rows = json.loads((Path(folder) / REPORT).read_text())["attacks"]
         return [{name: row[name] for name in ("label", "norm", "epsilon", "accuracy", "low", "high")} for row in rows]
     except (OSError, ValueError, KeyError, TypeError):
         return []

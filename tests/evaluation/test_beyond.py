@@ -1,5 +1,7 @@
 """Calibration, corruptions, visibility, overlap and the surrogate: against closed forms and by what must hold."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,14 @@ def test_corruptions_stay_pictures_and_grow(kind, shape):
     worst = corrupt(kind, x, SEVERITIES[kind][-1])
     assert worst.shape == x.shape
     assert 0 <= worst.min() <= worst.max() <= 1
+
+
+def test_without_torchvision_the_noise_is_left(digits_model, digits, monkeypatch):
+    x, y = digits.tensors("test", 20)
+    noise = [row for row in corruption_accuracy(digits_model, x, y)["rows"] if row["corruption"] == "noise"]
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setattr("redoubt.evaluation.corruptions.find_spec", lambda name: None)
+    assert corruption_accuracy(digits_model, x, y)["rows"] == noise
 
 
 def test_corruption_accuracy_counts_what_is_right(digits_model, digits):

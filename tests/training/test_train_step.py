@@ -183,6 +183,17 @@ def test_classes_that_the_parent_does_not_know_make_a_retraining_run_begin_anew(
     assert "10 classes" in made.manifest["training"]["start_given_up"]
 
 
+@pytest.mark.parametrize("every, heard", [(0.0, 2), (60.0, 0)])
+def test_whoever_watches_hears_of_training_between_two_looks_but_not_of_every_step(monkeypatch, every, heard):
+    monkeypatch.setattr(step, "SAY_SECONDS", every)
+    rows, values = [], {"epoch": 1, "loss": 0.5, "learning_rate": 0.1, "seconds": 3.0, "seconds_left": 7.0}
+    with step.tracked("", "", "train", {}, "", rows.append) as (_, pulse, tracker):
+        pulse(10, values)
+        pulse(20, values)
+    assert tracker is None
+    assert rows == heard * [{"epoch": 1, "loss": 0.5, "seconds": 3.0, "seconds_left": 7.0}]
+
+
 def test_a_start_that_knows_the_test_pictures_is_refused(registered, tmp_path):
     other = prepare(load_source("digits"), tmp_path / "data", seed=1)
     with pytest.raises(InvalidInput, match=r"trained on split 0 of digits.*take the same split seed"):
