@@ -9,6 +9,7 @@ from components.image import IMAGE
 from components.train.trainjob import NODES, Nodes
 from pipelines.cluster.settings import ClusterSettings
 
+LABEL = ("app.kubernetes.io/name", "redoubt-steps")   # not part-of: that closes a pod to the network but for what it lists
 COMPUTING = ("train", "evaluate", "fit_detector", "gate")
 READING_DATA = ("begin", "prepare_data")
 WITH_MLFLOW = ("train", "register", "gate")
@@ -30,7 +31,7 @@ def placing(settings: ClusterSettings):
             task.set_retry(num_retries=settings.retries, backoff_duration=f"{settings.retry_seconds}s",
                            backoff_factor=2.0, backoff_max_duration="3600s")
         kubernetes.set_timeout(task, int(settings.step_hours * 3600))
-        kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "redoubt")
+        kubernetes.add_pod_label(task, *LABEL)
 
     return place
 

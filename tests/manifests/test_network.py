@@ -1,7 +1,15 @@
 """Network policies: closed by default, and each way out is one that the code takes."""
 
+import json
+from pathlib import Path
+
 import pytest
-from manifests_support import WITH_SERVING, of_kind, pods, serving_environment
+import yaml
+from manifests_support import OVERLAYS, WITH_SERVING, of_kind, pods, serving_environment
+
+from pipelines.cluster.place import LABEL
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "pipeline.yaml"
 
 
 def selects(policy: dict, labels: dict) -> bool:
@@ -47,6 +55,18 @@ def test_serving_reaches_what_it_needs_and_nothing_else(overlay):
     labels = next(found for name, (found, _) in pods(overlay).items() if "redoubt" in name)
     more = {("istio-system/istiod", 15012)} if overlay == "overlays/kubeflow" else set()
     assert ways_out(overlay, labels) == SERVING | more
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_steps_pod_may_go_anywhere_and_be_reached_by_nobody(overlay):
+    """It lives in the same namespace: a policy that selects it and says Egress would cut off its data and artifacts."""
+    chosen = [one for one in of_kind(overlay, "NetworkPolicy").values() if selects(one, dict([LABEL]))]
+    assert [(one["spec"]["policyTypes"], one["spec"].get("ingress")) for one in chosen] == [(["Ingress"], None)]
+
+
+def test_every_step_bears_the_label_that_the_policies_go_by():
+    executors = list(yaml.safe_load_all(GOLDEN.read_text()))[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert {json.dumps(one["podMetadata"]["labels"]) for one in executors.values()} == {json.dumps(dict([LABEL]))}
 
 
 @pytest.mark.parametrize("overlay", WITH_SERVING)

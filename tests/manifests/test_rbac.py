@@ -120,6 +120,17 @@ def test_no_rule_is_wider_than_a_namespace_or_holds_a_wildcard(overlay):
 
 
 @pytest.mark.parametrize("overlay", [*WITH_SERVING, "overlays/dev/runs"])
+def test_the_agent_that_runs_drivers_finds_the_token_of_a_runs_account(overlay):
+    """Argo falls back on exactly this name where an account lists no Secret of its own."""
+    account = of_kind(overlay, "ServiceAccount")["redoubt-steps"]
+    token = of_kind(overlay, "Secret")["redoubt-steps.service-account-token"]
+    assert "secrets" not in account
+    assert token["type"] == "kubernetes.io/service-account-token"
+    assert token["metadata"]["annotations"]["kubernetes.io/service-account.name"] == "redoubt-steps"
+    assert token["metadata"]["namespace"] == account["metadata"]["namespace"]
+
+
+@pytest.mark.parametrize("overlay", [*WITH_SERVING, "overlays/dev/runs"])
 def test_every_binding_names_a_role_and_an_account_that_exist(overlay):
     roles, accounts = of_kind(overlay, "Role"), of_kind(overlay, "ServiceAccount")
     for name, binding in of_kind(overlay, "RoleBinding").items():
