@@ -9,7 +9,7 @@ from components.image import IMAGE
 from components.train.trainjob import NODES, Nodes
 from pipelines.cluster.settings import ClusterSettings
 
-LABEL = ("app.kubernetes.io/name", "redoubt-steps")   # not part-of: that closes a pod to the network but for what it lists
+LABEL = ("app.kubernetes.io/name", "redoubt-steps")   # not part-of, which closes a pod to the network
 COMPUTING = ("train", "evaluate", "fit_detector", "gate")
 READING_DATA = ("begin", "prepare_data")
 WITH_MLFLOW = ("train", "register", "gate")

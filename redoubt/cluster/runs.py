@@ -8,29 +8,12 @@ from dataclasses import dataclass, field
 
 from redoubt.cluster.errors import Conflict, Unreachable
 from redoubt.cluster.http import Connection
+from redoubt.cluster.tasks import Task, message, state_of, steps
 
 API = "/apis/v2beta1"
 SUCCEEDED = ("SUCCEEDED", "SKIPPED")
 ENDED = (*SUCCEEDED, "FAILED", "CANCELED")
 _PAGE = 100
-_WITHOUT_NAME = ("root", "executor")   # nodes of a run that are no step
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One step of a run as the server tells it.
-
-    Attributes:
-        state: as of a run.
-        error: the server's words; empty where there are none.
-        pod: its pod's name; empty before it has one.
-    """
-
-    name: str
-    state: str
-    error: str = ""
-    pod: str = ""
-    started: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +58,8 @@ class Run:
     def of(cls, answer: dict) -> Run:
         """Read the server's answer."""
         details = (answer.get("run_details") or {}).get("task_details") or []
-        tasks = [Task(name=row.get("display_name", "").replace("-", "_"), state=row.get("state") or "",
-                      error=((row.get("error") or {}).get("message") or "").strip(),
-                      pod=_pod(row), started=row.get("start_time") or "") for row in details]
-        return cls(
-            id=answer["run_id"], name=answer.get("display_name", ""), state=_state(answer),
-            error=((answer.get("error") or {}).get("message") or "").strip(), created=answer.get("created_at") or "",
-            tasks=tuple(task for task in tasks if task.name and task.name not in _WITHOUT_NAME
-                        and not task.name.endswith("_driver")),
-        )
+        return cls(id=answer["run_id"], name=answer.get("display_name", ""), state=state_of(answer),
+                   error=message(answer), created=answer.get("created_at") or "", tasks=steps(details))
 
 
 class Pipelines:
@@ -238,13 +214,3 @@ def once(make: Callable[[], dict], find: Callable[[], dict | None]) -> dict:
         if found is None:
             raise
         return found
-
-
-def _state(answer: dict) -> str:
-    state = answer.get("state") or ""
-    return "" if state == "RUNTIME_STATE_UNSPECIFIED" else state
-
-
-def _pod(row: dict) -> str:
-    children = [child.get("pod_name") for child in row.get("child_tasks") or [] if child.get("pod_name")]
-    return row.get("pod_name") or (children[-1] if children else "")

@@ -65,8 +65,9 @@ def test_a_steps_pod_may_go_anywhere_and_be_reached_by_nobody(overlay):
 
 
 def test_every_step_bears_the_label_that_the_policies_go_by():
-    executors = list(yaml.safe_load_all(GOLDEN.read_text()))[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert {json.dumps(one["podMetadata"]["labels"]) for one in executors.values()} == {json.dumps(dict([LABEL]))}
+    _, platform = yaml.safe_load_all(GOLDEN.read_text())
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+    assert {json.dumps(one["podMetadata"]["labels"]) for one in executors} == {json.dumps(dict([LABEL]))}
 
 
 @pytest.mark.parametrize("overlay", WITH_SERVING)
