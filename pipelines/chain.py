@@ -1,4 +1,4 @@
-"""The pipeline: begin -> prepare_data -> train -> evaluate, fit_detector -> register -> gate."""
+"""The pipeline: begin -> prepare_data -> train -> evaluate, fit_detector -> register -> gate (-> refusal)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,8 +10,10 @@ from components.evaluate.component import evaluate
 from components.fit_detector.component import fit_detector
 from components.gate.component import gate
 from components.prepare_data.component import prepare_data
+from components.refusal.component import refusal
 from components.register.component import register
 from components.train.component import train
+from redoubt.names import REFUSAL
 
 NAME = "redoubt"
 class Outputs(NamedTuple):
@@ -54,8 +56,10 @@ def steps(place: Place, given: dict) -> dict[str, dsl.PipelineTask]:
     version = add("register", register(
         model=model, evaluation=evaluation, detector=detector, **of("model_name", "tracking_uri", "cause", "parent")),
         False)["Output"]
-    add("gate", gate(data=data, version=version, **of(
+    judged = add("gate", gate(data=data, version=version, **of(
         "model_name", "tracking_uri", "objective", "norm", "epsilon", "seed", "policy")), False)
+    with dsl.If(judged["status"] == "refused"):
+        add(REFUSAL, refusal(version=version, reason=judged["reason"], **of("model_name")), False)
     return made
 
 

@@ -13,11 +13,11 @@ from rich.table import Column, Table
 from pipelines import local
 from pipelines.home import new_folder
 from pipelines.parameters import RunParameters
+from redoubt.errors import Refused
 from redoubt.promotion.page import robust_summary
 from redoubt.promotion.record import FAIL
 from redoubt.registry import Registry, Version
 
-REFUSED = 3   # exit code of a run whose version the gate refused
 console = Console()
 
 
@@ -51,7 +51,7 @@ def follow_run(parameters: RunParameters, home: Path) -> int:
     console.print(f"log: {folder / 'run.log'}", highlight=False, soft_wrap=True)
     shutil.rmtree(folder / "artifacts", ignore_errors=True) if result.status != "failed" else None
     mistake = any(row.get("mistake") for row in local.read_progress(folder))
-    return {"promoted": 0, "waiting": 0, "refused": REFUSED, "failed": 2 if mistake else 1}[result.status]
+    return {"promoted": 0, "waiting": 0, "refused": Refused.exit_code, "failed": 2 if mistake else 1}[result.status]
 
 
 def epoch_line(row: dict) -> str:

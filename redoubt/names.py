@@ -8,6 +8,7 @@ from redoubt.errors import InvalidInput
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
 ALIASES = (CHAMPION, CHALLENGER, PREVIOUS)
+REFUSAL = "refusal"   # the step that a run has only where the gate refused its version
 REPORT = "report.json"   # the file of an evaluation, in a version's bundle and wherever else one lies
 # A dataset elsewhere, its checksum in its name: see `redoubt.data.remote`.
 REMOTE = re.compile(r"(https?|s3)://[^#\s]+\.(npz|zip|tar|tgz|tar\.gz)#sha256=[0-9a-f]{64}"

@@ -114,7 +114,8 @@ def submit(
     """Submit a run of the pipeline to a cluster and follow it to its end.
 
     Its name follows from what it is asked to do: submitted again while it runs, it is met again, and afterwards what
-    has not changed comes from the cache. Exit code 0 if it succeeded, 1 if it failed or was canceled, 2 for a mistake.
+    has not changed comes from the cache. Exit code 0 when the gate passed the version, 3 when it refused it and the
+    champion stays, 1 if a step failed or the run was canceled, 2 for a mistake.
     """
     from pipelines.cluster import submit as runs
 
@@ -151,7 +152,8 @@ def sweep(
 ) -> None:
     """Train one model for each of several epsilons, in parallel, and put them side by side on one page.
 
-    Nothing is registered or promoted: it shows what each epsilon costs on clean pictures and buys under attack.
+    Nothing is registered or promoted: it shows what each epsilon costs on clean pictures and buys under attack. Exit
+    code 0 if it succeeded, 1 if it failed or was canceled, 2 for a mistake.
     """
     from pipelines import sweep as sweeping
 
@@ -212,7 +214,7 @@ def _together(settings) -> dict:
 
 def follow(run: RunId, settings: Settings = None, given: Set = None, endpoint: Endpoint = "",
            namespace: Namespace = "") -> None:
-    """Follow a run to its end. Exit code 0 if it succeeded, 1 if it failed or was canceled."""
+    """Follow a run to its end. Exit code 0 if it succeeded, 3 if the gate refused, 1 if it failed or was canceled."""
     from pipelines.cluster import submit
     from pipelines.cluster.connect import pipelines_api
     from pipelines.cluster.settings import load

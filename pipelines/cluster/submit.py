@@ -12,9 +12,10 @@ from pipelines.cluster.settings import ClusterSettings
 from redoubt.cluster.errors import RETRYABLE, ClusterError, NotFound, Unauthorized
 from redoubt.cluster.kubernetes import Kubernetes
 from redoubt.cluster.runs import Pipelines, Run, once
-from redoubt.errors import InvalidInput, RedoubtError
+from redoubt.errors import InvalidInput, RedoubtError, Refused
+from redoubt.names import REFUSAL
 
-SUCCEEDED, FAILED = 0, 1   # exit codes; 2 is a user's mistake
+SUCCEEDED, FAILED, REFUSED = 0, 1, Refused.exit_code   # exit codes; 2 is a user's mistake
 POLL_SECONDS = 3.0
 LONGEST_SILENCE = 900.0   # seconds without an answer until whoever follows gives up; the run does not
 Say = Callable[[str], None]
@@ -154,6 +155,10 @@ class Follower:
             self.say(line)
 
     def _ended(self, run: Run) -> int:
+        if run.succeeded and any(task.name == REFUSAL and task.state == "SUCCEEDED" for task in run.tasks):
+            self.say("the gate refused the version, the champion stays: the page's step gate says why, as does "
+                     "`redoubt models show VERSION`")
+            return REFUSED
         if run.succeeded:
             return SUCCEEDED
         if run.state == "CANCELED":

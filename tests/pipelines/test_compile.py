@@ -12,6 +12,7 @@ from components.train.trainjob import NODES, Nodes
 from pipelines.cluster.package import package, write
 from pipelines.cluster.settings import ClusterSettings
 from redoubt.errors import InvalidInput
+from redoubt.names import REFUSAL
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "pipeline.yaml"
 CRDS = os.environ.get("REDOUBT_CRDS", "")
@@ -36,10 +37,19 @@ def test_the_chain_runs_one_way_and_what_has_effects_is_not_cached():
     assert after == {
         "begin": set(), "prepare-data": {"begin"}, "train": {"prepare-data"}, "evaluate": {"prepare-data", "train"},
         "fit-detector": {"prepare-data", "train"}, "register": {"evaluate", "fit-detector", "train"},
-        "gate": {"prepare-data", "register"},
+        "gate": {"prepare-data", "register"}, "condition-1": {"gate", "register"},
     }
     cached = {name for name, task in tasks.items() if task.get("cachingOptions", {}).get("enableCache")}
     assert cached == {"prepare-data", "train", "evaluate", "fit-detector"}
+
+
+def test_a_refusal_is_a_step_of_its_own_under_the_name_that_followers_know():
+    spec = next(yaml.safe_load_all(GOLDEN.read_text()))
+    judged = spec["root"]["dag"]["tasks"]["condition-1"]
+    assert judged["triggerPolicy"]["condition"].endswith("'pipelinechannel--gate-status'] == 'refused'")
+    tasks = spec["components"][judged["componentRef"]["name"]]["dag"]["tasks"]
+    assert set(tasks) == {REFUSAL}
+    assert not tasks[REFUSAL]["cachingOptions"].get("enableCache")
 
 
 def test_what_enters_the_cache_key():
@@ -67,7 +77,7 @@ def test_the_version_follows_from_the_content():
 def test_every_step_is_admitted_to_a_restricted_namespace():
     _, platform = documents(package(ClusterSettings(image=IMAGE)).content)
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert len(executors) == 7
+    assert len(executors) == 8
     for executor in executors.values():
         assert executor["securityContext"] == {"runAsGroup": "10001", "runAsNonRoot": True, "runAsUser": "10001"}
 

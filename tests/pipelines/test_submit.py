@@ -106,6 +106,18 @@ def test_every_end_has_its_exit_code(redoubt, kfp, state, code):
     assert redoubt("submit", *QUICK).exit_code == code
 
 
+@pytest.mark.parametrize("states, code", [
+    ([("SUCCEEDED", "gate"), ("SUCCEEDED", "refusal")], 3), ([("SUCCEEDED", "gate")], 0),
+    ([("RUNNING", "refusal"), ("FAILED", "")], 1),
+], ids=["refused", "passed", "failed meanwhile"])
+def test_a_run_whose_version_the_gate_refused_ends_with_a_code_of_its_own(redoubt, kfp, states, code):
+    kfp.on_run = lambda run: [play(kfp, run, state, step=step) for state, step in states]
+    done = redoubt("submit", *QUICK)
+    assert (done.exit_code, "the gate refused the version, the champion stays" in done.output) == (code, code == 3)
+    run, = kfp.runs
+    assert redoubt("follow", run).exit_code == code
+
+
 @pytest.mark.parametrize("state", ["RUNTIME_STATE_UNSPECIFIED", "PENDING", "RUNNING", "PAUSED", "CANCELING"])
 def test_every_other_state_is_waited_in(redoubt, kfp, state):
     def slow(run):
