@@ -74,6 +74,12 @@ class RetrainRequest:
     finished_at: float | None
     next_attempt_at: float | None
 
+    @property
+    def claim(self) -> str:
+        """What its runs claim: the campaign; from the campaign's second request on, that one, for the first one's runs
+        keep their claims."""
+        return f"{self.campaign}.{self.round + 1}" if self.round else self.campaign
+
     def came_to_nothing(self, now: float, arrival: float) -> bool:
         """Whether its campaign, still open at `now`, may have another request.
 

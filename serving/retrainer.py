@@ -105,6 +105,7 @@ class Retrainer:
             "id": request.id, "campaign": self._cause(request), "model_name": request.model_name,
             "tracking_uri": settings.tracking_uri, "home": str(settings.home), "norm": request.norm,
             "epsilon": request.epsilon, "parent_version": request.parent_version,
+            "claim": request.claim,
             "from_scratch": settings.retrain_from_scratch,
             "policy": self._policy,
         })

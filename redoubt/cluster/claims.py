@@ -1,11 +1,12 @@
 """A run claims what it answers by creating a Lease named after it. Whoever comes second finds it and ends.
 
 The API server creates a name once, whatever replicas did or did not see: this is what makes a late writer's second run
-harmless. A claim is never renewed and never taken over.
+harmless. A claim is never renewed and never taken over; it goes with the request that it belongs to.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 from redoubt.cluster.errors import Conflict, NotFound
@@ -46,6 +47,12 @@ def holder_of(kubernetes: Kubernetes, name: str) -> str | None:
         return kubernetes.get(LEASE, name).get("spec", {}).get("holderIdentity") or VOID
     except NotFound:
         return None
+
+
+def forget(kubernetes: Kubernetes, name: str) -> None:
+    """Remove the claim `name`, if it is there, of a request that nobody answers any more."""
+    with contextlib.suppress(NotFound):
+        kubernetes.delete(LEASE, name)
 
 
 def take(name: str, holder: str) -> str:

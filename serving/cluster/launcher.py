@@ -76,7 +76,7 @@ class KfpLauncher:
     def run(self, folder: Path, stop: Event, attempt: int = 0) -> Result | None:
         """See `serving.launcher.Launcher`. A run is not ended with its server: another replica goes on following it."""
         request = json.loads((folder / REQUEST).read_text())
-        job = _Job(request=request, folder=folder, claim=claim_name(request["campaign"], attempt),
+        job = _Job(request=request, folder=folder, claim=claim_name(request.get("claim", request["campaign"]), attempt),
                    name=f"redoubt-{request['id']}-{attempt + 1}", deadline=self._clock() + self._timeout)
         wait = self._poll
         while not stop.is_set():

@@ -2,12 +2,13 @@
 
 Every change is read, made and written back under the resourceVersion that was read, so that of two writers one is sent
 back to read again. The document names the term of the leader who wrote last: one who slept and was replaced finds
-another name there and is refused, whatever it still wanted to write.
+another name there and is refused, whatever it still wanted to write. What is dropped takes its runs' claims along.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import threading
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
+from redoubt.cluster.claims import claim_name, forget
 from redoubt.cluster.errors import ClusterError, Conflict, NotFound
 from redoubt.cluster.kubernetes import CONFIG_MAP, Kubernetes
 from redoubt.threat import ThreatModel
@@ -30,6 +32,7 @@ from serving.records import (
     opened,
 )
 
+log = logging.getLogger("redoubt.serving")
 KEY = "ledger.json"
 CAMPAIGNS_KEPT, REQUESTS_KEPT = 50, 100
 MOST_BYTES = 256 * 1024   # a ConfigMap may have 1 MiB, all its keys together
@@ -81,6 +84,7 @@ class ConfigMapLedger:
         self._known: tuple[Document, dict | None] | None = None   # as last read or written, with the object
         self._known_at = -math.inf
         self._introduced = ""   # the term of ours that the document has carried
+        self._orphans: list[str] = []   # claims of requests that were dropped, until they are removed
 
     def close(self) -> None:
         """Nothing is held."""
@@ -211,16 +215,28 @@ class ConfigMapLedger:
                     after, result = change(document)
                     if after is document and document.term == term:
                         return result
+                    kept = pruned(replace(after, term=term))
                     try:
-                        self._store(pruned(replace(after, term=term)), holder)
+                        self._store(kept, holder)
                     except Conflict:
                         continue
                     self._introduced = term
+                    self._orphans += claims(set(after.requests) - set(kept.requests))
+                    self._tidy()
                     return result
             except ClusterError as error:
                 self._known_at = -math.inf   # it may have been written, its answer lost
                 raise LedgerUnavailable(f"the ConfigMap {self._name}: {error}") from error
             raise LedgerUnavailable(f"the ConfigMap {self._name} was changed by others {_TRIES} times in a row")
+
+    def _tidy(self) -> None:
+        """Remove what claims are left over; what cannot be removed now waits for the next change."""
+        try:
+            while self._orphans:
+                forget(self._kubernetes, self._orphans[0])
+                self._orphans.pop(0)
+        except ClusterError as error:
+            log.warning("the claim %s could not be removed: %s", self._orphans[0], error)
 
     def _term(self, document: Document) -> str:
         """Our term, where we may write: a new one only with the Lease in hand, as asked after the document was read."""
@@ -277,6 +293,11 @@ def pruned(document: Document, now: float | None = None) -> Document:
         oldest = {*closed[: len(closed) // 8 + 1], *ended[: len(ended) // 8 + 1]}
         campaigns = [row for row in campaigns if row.id not in oldest]
         requests = [row for row in requests if row.id not in oldest]
+
+
+def claims(requests: set[RetrainRequest]) -> list[str]:
+    """Names of the Leases that the runs of `requests` may have claimed, one for each attempt."""
+    return [claim_name(row.claim, attempt) for row in requests for attempt in range(row.attempts + 1)]
 
 
 def _find(rows: tuple, row_id: str):

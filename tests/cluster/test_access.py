@@ -25,7 +25,8 @@ def test_can(cluster, accounts):
 
 
 @pytest.mark.parametrize(("account", "verb", "resource", "group"), [
-    ("redoubt-serving", "delete", "leases", "coordination.k8s.io"),
+    ("redoubt-serving", "list", "leases", "coordination.k8s.io"),
+    ("redoubt-serving", "deletecollection", "leases", "coordination.k8s.io"),
     ("redoubt-serving", "delete", "configmaps", ""),
     ("redoubt-serving", "get", "secrets", ""),
     ("redoubt-serving", "list", "secrets", ""),

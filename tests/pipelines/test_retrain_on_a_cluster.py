@@ -51,8 +51,8 @@ def test_a_retrain_is_taken_by_the_uploaded_pipeline_and_claims_its_campaign(par
 
     kfp.on_run = carry_out
     folder = tmp_path / "r-1"
-    write_request(folder, {"id": "r-1", "campaign": "c-1", "model_name": "digits", "parent_version": "1",
-                           "norm": "Linf", "epsilon": 0.1})
+    write_request(folder, {"id": "r-1", "campaign": "c-1", "claim": "c-1", "model_name": "digits",
+                           "parent_version": "1", "norm": "Linf", "epsilon": 0.1})
     launcher = KfpLauncher(pipelines, kubernetes, RegistryAnswers(parent, "http://mlflow:5000"), Pinned(
         pipeline=version.pipeline, version=version.version, experiment="retraining"), Problems(), poll=0.0)
     result = launcher.run(folder, Event(), 0)

@@ -16,7 +16,7 @@ from serving.launcher import Result, read_step, write_request
 from serving.problems import Problems
 
 REQUEST = {"id": "r-1", "campaign": "c-1", "model_name": "digits", "norm": "Linf", "epsilon": 0.1,
-           "parent_version": "1"}
+           "parent_version": "1", "claim": "c-1"}
 PROMOTED = Result(status="promoted", version="2", reason="better")
 
 
@@ -231,6 +231,18 @@ def test_success_without_a_verdict_is_a_failure_that_says_so(scene):
     scene.at_once("RUNNING", "SUCCEEDED")
     scene.judged = lambda request: None
     assert "the registry holds no version that the gate judged" in scene.run().reason
+
+
+def test_a_campaigns_second_request_does_not_meet_the_claims_of_its_first(scene):
+    """Whose three attempts failed for good, and hold or voided a claim each."""
+    scene.at_once("RUNNING", "FAILED", step="train")
+    for attempt in range(3):
+        assert scene.run(attempt=attempt).status == "failed"
+    scene.folder = scene.folder.with_name("r-2")
+    write_request(scene.folder, REQUEST | {"id": "r-2", "claim": "c-1.2"})
+    scene.at_once("RUNNING", "SUCCEEDED")
+    assert scene.run() == PROMOTED
+    assert len(scene.kfp.runs) == 4
 
 
 def test_an_attempt_killed_after_the_gate_is_not_repeated(scene):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from standins.api_server import ApiServer, Fault
 
+from redoubt.cluster.claims import claim, claim_name
 from redoubt.cluster.http import Connection
 from redoubt.cluster.kubernetes import Kubernetes
 from redoubt.threat import ThreatModel
@@ -257,3 +258,40 @@ def test_pruning_keeps_what_is_open_and_what_the_budget_counts():
     assert campaigns[0] in kept.campaigns
     assert today in kept.requests
     assert (len(kept.campaigns), len(kept.requests)) == (51, 101)
+
+
+def finished(campaign, *, days: float, **changes):
+    then = time.time() - days * 86400
+    return replace(asked_for(campaign, WEAK, [], then), state="failed", finished_at=then, **changes)
+
+
+@pytest.fixture
+def years(server, leader):
+    """A ledger that is full of what is finished, and the Leases of its oldest two requests and its newest."""
+    campaigns = [replace(opened("digits", "1", inputs=1, flagged=1), state="closed") for _ in range(200)]
+    requests = [finished(campaign, days=40 - n / 10, attempts=3) for n, campaign in enumerate(campaigns)]
+    requests[1] = replace(requests[1], campaign=requests[0].campaign, round=1, attempts=0)
+    text = Document(campaigns=tuple(campaigns), requests=tuple(requests)).to_json()
+    server.put("configmaps", "redoubt-ledger", {"data": {"ledger.json": text}})
+    for row in (requests[0], requests[1], requests[-1]):
+        claim(leader.kubernetes, claim_name(row.claim), "run")
+    claim(leader.kubernetes, claim_name(requests[0].claim, 2), "run")
+    return requests
+
+
+def leases(server) -> set[str]:
+    return {one["metadata"]["name"] for one in server.all("leases")} - {"redoubt-leader"}
+
+
+def test_what_the_ledger_drops_takes_its_claims_along(server, leader, years):
+    assert len(leases(server)) == 4
+    leader.open()
+    assert leases(server) == {claim_name(years[-1].claim)}
+
+
+def test_a_claim_that_cannot_be_removed_now_goes_with_the_next_change(server, leader, years):
+    server.faults.append(Fault(503, times=3, matches=lambda call: call.verb == "delete"))
+    leader.open()
+    assert len(leases(server)) == 4, "the change itself is written all the same"
+    leader.open()
+    assert leases(server) == {claim_name(years[-1].claim)}
