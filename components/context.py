@@ -39,6 +39,8 @@ def step(name: str):
         reason = f"{name}: {error or type(error).__name__}"
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             reason += ": the volume is full; free space on it, or give it more"
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason += f": user {os.getuid()} may not; a volume must be open to the user that steps run as"
         print(f"{MARK} {reason}", flush=True)
         report(step=name, state="failed", reason=reason, mistake=isinstance(error, InvalidInput))
         raise

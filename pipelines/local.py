@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,7 @@ def execute(parameters: RunParameters, folder: Path) -> RunResult:
             outputs = pipeline(**parameters.to_json()).outputs
         except RuntimeError as error:   # kfp's own word for a failed task; the reason is in the step's log
             return RunResult(status="failed", reason=failure(folder) or str(error))
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)   # nothing is left to go on from
     return RunResult(status=outputs["status"], version=int(outputs["version"]), reason=outputs["reason"])
 
 

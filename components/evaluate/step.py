@@ -29,6 +29,7 @@ from redoubt.threat import ThreatModel
 EXAMPLES = "examples.json"
 CHECKPOINTS = "REDOUBT_CHECKPOINTS"   # names a folder that outlives the step's process
 CORRUPTED, VISIBLE = 500, 100         # pictures behind each corruption, and behind the figures of visibility
+KEPT_SECONDS = 7 * 24 * 3600.0   # for which what an evaluation has finished waits for its next attempt
 SURROGATE = {"quick": (3000, 3), "standard": (5000, 4), "full": (20000, 5)}   # pictures and epochs
 
 
@@ -43,7 +44,8 @@ def run(data: Path, model: Path, out: Path, *, norm: str = "Linf", epsilon: floa
         curve_n: pictures behind each point of the curve over epsilon.
         suite: `quick`, `standard` or `full`.
         state: a folder that a killed evaluation goes on from; whoever names one empties it (`store.forget`) once the
-            report is where it is to stay. By default one beside the run's checkpoints, if it has any.
+            report is where it is to stay. By default one beside the run's checkpoints, if it has any, where what nobody
+            has touched for a week is removed: the report still has to be uploaded when this function returns.
         progress: called with each finished row.
 
     Raises:
@@ -59,6 +61,7 @@ def run(data: Path, model: Path, out: Path, *, norm: str = "Linf", epsilon: floa
     x, y, twins = pictures(prepared, limit)
     threat = next((t for t in bundle.threats if t.norm == norm), ThreatModel(norm, epsilon))
     own = None if state else state_folder()
+    forget(own, idle=KEPT_SECONDS)
     few, epochs = SURROGATE[suite]
     x_train, y_train = (part.to(where) for part in prepared.tensors("train", few))
     report = evaluate(
@@ -81,7 +84,6 @@ def run(data: Path, model: Path, out: Path, *, norm: str = "Linf", epsilon: floa
     out.mkdir(parents=True, exist_ok=True)
     (out / REPORT).write_text(json.dumps(report, indent=1, allow_nan=False))
     (out / EXAMPLES).write_text(json.dumps(shown, default=lambda pixels: pixels.round(4).tolist()))
-    forget(own)
     return report
 
 

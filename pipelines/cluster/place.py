@@ -13,6 +13,7 @@ LABEL = ("app.kubernetes.io/name", "redoubt-steps")   # not part-of, which close
 COMPUTING = ("train", "evaluate", "fit_detector", "gate")
 READING_DATA = ("begin", "prepare_data")
 WITH_MLFLOW = ("train", "register", "gate")
+RESUMED = ("train", "evaluate")   # go on from what an attempt before has finished
 CHECKPOINT_PATH = "/checkpoints"
 _MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 _S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION")
@@ -76,7 +77,7 @@ def _nodes(settings: ClusterSettings) -> Nodes:
 def _volumes(name: str, task: dsl.PipelineTask, settings: ClusterSettings) -> None:
     if settings.data_claim and (name in READING_DATA or (name == "train" and settings.nodes > 1)):
         kubernetes.mount_pvc(task, pvc_name=settings.data_claim, mount_path=settings.data_path)
-    if settings.checkpoint_claim and name == "train":
+    if settings.checkpoint_claim and name in RESUMED:
         kubernetes.mount_pvc(task, pvc_name=settings.checkpoint_claim, mount_path=CHECKPOINT_PATH)
         task.set_env_variable(CHECKPOINTS, CHECKPOINT_PATH)
 

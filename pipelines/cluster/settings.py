@@ -44,7 +44,7 @@ class ClusterSettings:
         shared_memory: size of the memory-backed /dev/shm of a step that computes; empty leaves the container's 64 MiB.
         node_selector, tolerations: where steps that compute may run; a toleration has key, operator, value, effect.
         data_claim, data_path: a PersistentVolumeClaim with data, and where it is mounted.
-        checkpoint_claim: a PersistentVolumeClaim for checkpoints, so that a retried train step goes on.
+        checkpoint_claim: a PersistentVolumeClaim for checkpoints, so that a retried train or evaluate step goes on.
         mlflow_secret, s3_secret: Secrets whose keys become the environment variables of that name.
         s3_endpoint: address of an S3-compatible store that is not Amazon's.
         retries: how often a step is repeated; waits double from `retry_seconds`.

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,15 +41,28 @@ class Store:
         return found
 
 
-def forget(folder: Path | str | None) -> None:
-    """Remove every store below `folder`: the whole is finished and written elsewhere. Other files stay."""
+def forget(folder: Path | str | None, *, idle: float = 0.0) -> None:
+    """Remove every store below `folder`: the whole is finished and written elsewhere. Other files stay.
+
+    Args:
+        idle: leave those that were written to within so many seconds, which others may be at work on.
+    """
     for part in Path(folder).glob("*") if folder else ():
         if not re.fullmatch(r"[0-9a-f]{24}", part.name):
             continue
-        for file in part.glob("*.json*"):
+        files = list(part.glob("*.json*"))
+        if idle and max((_written(file) for file in (part, *files)), default=0.0) > time.time() - idle:
+            continue
+        for file in files:
             file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):   # something else lies in it
             part.rmdir()
+
+
+def _written(file: Path) -> float:
+    with contextlib.suppress(OSError):   # another one has removed it
+        return file.stat().st_mtime
+    return 0.0
 
 
 def read(path: Path | None) -> dict | None:

@@ -1,13 +1,14 @@
 """The evaluate step: one report that fits its schema, and what cannot be evaluated is refused before work begins."""
 
 import json
+import os
 from importlib import resources
 
 import jsonschema
 import numpy as np
 import pytest
 
-from components.evaluate.step import EXAMPLES, REPORT, run
+from components.evaluate.step import CHECKPOINTS, EXAMPLES, REPORT, run
 from redoubt.bundle import write_bundle
 from redoubt.data import prepare
 from redoubt.data.sources import Source
@@ -113,3 +114,22 @@ def test_data_that_does_not_fit_the_model_is_refused(bundle, digits, tmp_path, c
 def test_an_unknown_suite_is_refused_by_name(bundle, digits, tmp_path):
     with pytest.raises(InvalidInput, match="unknown suite 'thorough': valid ones are full, quick, standard"):
         run(digits.folder, bundle.folder, tmp_path / "out", suite="thorough")
+
+
+def test_what_is_finished_outlives_the_step_whose_upload_may_still_fail(bundle, digits, tmp_path, monkeypatch):
+    """And what is another run's, on a volume that they share, is left alone unless nobody has touched it for a week."""
+    monkeypatch.setenv(CHECKPOINTS, str(tmp_path))
+    anothers, forgotten = tmp_path / "evaluation" / ("a" * 24), tmp_path / "evaluation" / ("b" * 24)
+    for folder in (anothers, forgotten):
+        folder.mkdir(parents=True)
+        (folder / "pgd.json").write_text("{}")
+    for path in (forgotten / "pgd.json", forgotten):
+        os.utime(path, (0, 0))
+    asked = {"epsilon": 0.1, "limit": 60, "curve_n": 30}
+    first = run(digits.folder, bundle.folder, tmp_path / "out", **asked)
+    own, = set((tmp_path / "evaluation").iterdir()) - {anothers}
+    parts = {file: file.stat().st_mtime_ns for file in own.iterdir()}
+    assert parts and (anothers / "pgd.json").exists() and not forgotten.exists()
+    again = run(digits.folder, bundle.folder, tmp_path / "again", **asked)
+    assert {file: file.stat().st_mtime_ns for file in own.iterdir()} == parts, "read, not measured again"
+    assert again["attacks"] == first["attacks"]

@@ -94,10 +94,12 @@ def test_settings_reach_the_pods():
     assert train["emptyDirMounts"] == [
         {"medium": "Memory", "mountPath": "/dev/shm", "sizeLimit": "8Gi", "volumeName": "shm"}]
     assert [mount["constant"] for mount in train["pvcMount"]] == ["checkpoints"]
+    assert [mount["constant"] for mount in executors["exec-evaluate"]["pvcMount"]] == ["checkpoints"]
     assert [mount["constant"] for mount in executors["exec-prepare-data"]["pvcMount"]] == ["pictures"]
     assert containers["exec-train"]["resources"]["accelerator"]["resourceType"] == "amd.com/gpu"
     assert containers["exec-train"]["resources"]["resourceMemoryLimit"] == "64Gi"
-    assert {"name": "REDOUBT_CHECKPOINTS", "value": "/checkpoints"} in containers["exec-train"]["env"]
+    for name in ("exec-train", "exec-evaluate"):
+        assert {"name": "REDOUBT_CHECKPOINTS", "value": "/checkpoints"} in containers[name]["env"]
     assert {secret["secretName"] for secret in executors["exec-register"]["secretAsEnv"]} == {"mlflow", "s3"}
     assert all(secret["optional"] for secret in executors["exec-register"]["secretAsEnv"])
     assert all(one["activeDeadlineSeconds"] == "7200" for one in executors.values())

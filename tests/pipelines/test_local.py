@@ -1,5 +1,6 @@
 """Runs on this machine: their folder, their progress, and how they fail."""
 
+import errno
 import json
 import os
 import subprocess
@@ -33,6 +34,16 @@ def test_a_step_reports_itself_and_its_failure(tmp_path, monkeypatch, capsys):
     assert states == [("train", "running", None), ("train", None, 1), ("train", "failed", None)]
     assert failure(tmp_path) == "train: the loss is gone"
     assert "redoubt: error: train: the loss is gone" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number, says", [
+    (errno.ENOSPC, "the volume is full"), (errno.EACCES, "a volume must be open to the user that steps run as"),
+    (errno.EROFS, "may not"),
+])
+def test_a_volume_that_cannot_be_written_is_said_with_what_to_do(tmp_path, capsys, number, says):
+    with pytest.raises(OSError), step("train"):
+        raise OSError(number, os.strerror(number), "/checkpoints/a")
+    assert says in capsys.readouterr().out
 
 
 def test_without_a_progress_file_nothing_is_written(tmp_path, monkeypatch):
