@@ -170,6 +170,7 @@ def sweep(
     chosen = load(settings, given=tuple(given or ()), endpoint=endpoint, namespace=namespace, image=image,
                   allow_tag=allow_tag or None, pipeline=sweeping.NAME, experiment=sweeping.NAME)
     api = pipelines_api(chosen)
+    _preflight(chosen)
     made = package.package(chosen, lambda settings: sweeping.define(placing(settings)))
     run, new = submit.start(api, chosen, submit.ensure_version(api, chosen, made), asked | _together(chosen))
     say(f"run {run.name} {'started' if new else 'is under way already'}: {api.page(run.id)}")
@@ -202,9 +203,21 @@ def _ready(training: dict, settings: Path | None, given: list[str] | None, **fla
     chosen = load(settings, given=tuple(given or ()), **flags)
     asked = _parameters(training, chosen.tracking_uri).to_json() | _together(chosen)
     api = pipelines_api(chosen)
+    _preflight(chosen)
     version = submit.ensure_version(api, chosen, package.package(chosen))
     say(f"version {version.name} {'uploaded' if version.uploaded else 'found'}")
     return chosen, asked, api, version
+
+
+def _preflight(settings) -> None:
+    from pipelines.cluster import preflight
+
+    if any(preflight.named(settings)):   # only then is the client for Kubernetes worth its import
+        from pipelines.cluster.connect import quietly
+
+        kubernetes = quietly(settings.namespace or "kubeflow")
+        if kubernetes:
+            preflight.check(kubernetes, settings)
 
 
 def _together(settings) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from pipelines.cluster.settings import ClusterSettings
@@ -33,6 +34,8 @@ def pipelines_api(settings: ClusterSettings) -> Pipelines:
         settings.endpoint, what="Kubeflow Pipelines", environment=True, token_file=token,
         token=os.environ.get("REDOUBT_KFP_TOKEN", ""), cookies=os.environ.get("REDOUBT_KFP_COOKIE", ""),
         ca_file=Path(settings.ca_file).expanduser() if settings.ca_file else None,
+        forbidden=f"is {settings.namespace or 'the namespace'} the name of your profile, and may you edit it? Its "
+                  "owner adds contributors on Kubeflow's page",
     )
     api = Pipelines(connection, settings.namespace, ui=settings.ui)
     try:
@@ -40,9 +43,21 @@ def pipelines_api(settings: ClusterSettings) -> Pipelines:
     except NotFound:
         raise InvalidInput(f"{settings.endpoint} does not know {API}: is it the address of Kubeflow Pipelines (on "
                            f"Kubeflow it ends in /pipeline), of release {OLDEST} or newer?") from None
+    _check_release(about, settings.endpoint)
     if about.get("multi_user") and not settings.namespace:
         raise InvalidInput(f"{settings.endpoint} has users: give --namespace, the name of your profile")
     return api
+
+
+def _check_release(about: dict, endpoint: str) -> None:
+    """The API itself does not tell its release; the page in front of it does, and whether it reaches the API."""
+    if about.get("apiServerReady") is False:
+        raise Unreachable(f"the page at {endpoint} answers, Kubeflow Pipelines' API behind it does not: kubectl -n "
+                          "kubeflow get pods -l app=ml-pipeline")
+    tag = about.get("apiServerTagName") or about.get("frontendTagName") or ""
+    release = re.match(r"v?([0-9]+)\.([0-9]+)", tag)
+    if release and tuple(map(int, release.groups())) < tuple(map(int, OLDEST.split("."))):
+        raise InvalidInput(f"{endpoint} is Kubeflow Pipelines {tag}: {OLDEST} or newer is needed")
 
 
 def kubernetes_api(namespace: str) -> Kubernetes:

@@ -50,7 +50,7 @@ class ClusterSettings:
         retries: how often a step is repeated; waits double from `retry_seconds`.
         step_hours: longest that one step may take.
         run_hours: longest that a run is waited for.
-        pending_minutes: after so long without progress the scheduler's reason is shown.
+        pending_minutes: after so long in which no step's pod runs the scheduler's reason is shown.
     """
 
     endpoint: str = ""

@@ -108,7 +108,7 @@ class Follower:
             if run is not None:
                 heard = now
                 looks = f"{run.state} {[(task.name, task.state) for task in run.tasks]}"
-                moved, seen = (now, looks) if looks != seen else (moved, seen)
+                moved, seen = (now, looks) if looks != seen or run.at_work else (moved, seen)
                 self._tell(run)
                 if run.ended:
                     return self._ended(run)
@@ -129,7 +129,7 @@ class Follower:
             raise RedoubtError(f"run {run_id} was deleted on the server while it was followed") from None
         except (*RETRYABLE, Unauthorized) as error:
             if isinstance(error, Unauthorized) and not self.settings.token_file:
-                raise
+                raise Unauthorized(f"{error}. The run goes on: `redoubt follow {run_id}` takes it up again") from None
             if self.clock() - heard > LONGEST_SILENCE:
                 raise RedoubtError(f"{error}; the run may go on: `redoubt follow {run_id}` takes it up again") from None
             if "silence" not in self._said:

@@ -39,6 +39,7 @@ class Connection:
         ca_file: certificates to trust instead of the system's.
         certificate: a client's certificate and key.
         headers, cookies: sent with every request.
+        forbidden: what to do about a 403, in words.
         environment: whether proxies and certificates named by the environment are used; not inside a cluster.
         transport: a stand-in for the network.
 
@@ -49,13 +50,13 @@ class Connection:
     def __init__(
         self, url: str, *, what: str, token_file: Path | None = None, token: str = "", ca_file: Path | None = None,
         certificate: tuple[str, str] | None = None, verify: bool = True, headers: dict[str, str] | None = None,
-        cookies: str = "", environment: bool = False, timeout: httpx.Timeout = TIMEOUT,
+        cookies: str = "", forbidden: str = "", environment: bool = False, timeout: httpx.Timeout = TIMEOUT,
         transport: httpx.BaseTransport | None = None, sleep: Callable[[float], None] = time.sleep,
     ):
         if not url.startswith(("http://", "https://")):
             raise InvalidInput(f"{what}: {url!r} is no address: it must begin with http:// or https://")
         self.url, self.what = url.rstrip("/"), what
-        self._token_file, self._token, self._sleep = token_file, token, sleep
+        self._token_file, self._token, self._sleep, self._forbidden = token_file, token, sleep, forbidden
         headers = {"Accept": "application/json", **(headers or {}), **({"Cookie": cookies} if cookies else {})}
         try:
             trust: ssl.SSLContext | bool = False
@@ -156,7 +157,8 @@ class Connection:
             return Unauthorized(f"{where} does not accept the credentials ({said or status}): the token is missing, "
                                 "expired or for another audience; get a fresh one")
         if status == 403:
-            return Forbidden(f"{where} forbids {doing}: {said or 'no reason given'}")
+            remedy = f"; {self._forbidden}" if self._forbidden else ""
+            return Forbidden(f"{where} forbids {doing}: {said or 'no reason given'}{remedy}")
         if status == 404:
             return NotFound(f"{where}: {said or doing + ' is not there'}")
         if status == 409:

@@ -67,7 +67,8 @@ class Kubernetes:
                               "true") from None
         url = f"https://{f'[{host}]' if ':' in host else host}:{port}"
         connection = Connection(url, what="the Kubernetes API", token_file=mounted / "token",
-                                ca_file=mounted / "ca.crt", transport=transport)
+                                ca_file=mounted / "ca.crt", transport=transport,
+                                forbidden=f"are manifests/runs and the Roles of redoubt applied to {namespace}?")
         return cls(connection, namespace)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from redoubt.cluster.errors import Conflict, Unreachable
 from redoubt.cluster.http import Connection
-from redoubt.cluster.tasks import Task, message, state_of, steps
+from redoubt.cluster.tasks import Task, at_work, message, state_of, steps
 
 API = "/apis/v2beta1"
 SUCCEEDED = ("SUCCEEDED", "SKIPPED")
@@ -23,6 +23,7 @@ class Run:
     Attributes:
         state: PENDING, RUNNING, SUCCEEDED, SKIPPED, FAILED, CANCELING, CANCELED or PAUSED; empty before it has one.
         tasks: its steps, without what the server puts round them.
+        at_work: whether the pod of a step runs.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Run:
     error: str = ""
     created: str = ""
     tasks: tuple[Task, ...] = field(default=())
+    at_work: bool = False
 
     @property
     def ended(self) -> bool:
@@ -43,8 +45,8 @@ class Run:
     @property
     def step(self) -> str:
         """The step that it is at, the latest where there are several; empty while there is none."""
-        at_work = [task for task in self.tasks if task.state == "RUNNING"]
-        return max(at_work, key=lambda task: task.started).name if at_work else ""
+        running = [task for task in self.tasks if task.state == "RUNNING"]
+        return max(running, key=lambda task: task.started).name if running else ""
 
     @property
     def reason(self) -> str:
@@ -59,7 +61,8 @@ class Run:
         """Read the server's answer."""
         details = (answer.get("run_details") or {}).get("task_details") or []
         return cls(id=answer["run_id"], name=answer.get("display_name", ""), state=state_of(answer),
-                   error=message(answer), created=answer.get("created_at") or "", tasks=steps(details))
+                   error=message(answer), created=answer.get("created_at") or "", tasks=steps(details),
+                   at_work=at_work(details))
 
 
 class Pipelines:

@@ -49,6 +49,13 @@ def steps(rows: list[dict]) -> tuple[Task, ...]:
     return tuple(sorted(found, key=lambda task: task.started))
 
 
+def at_work(rows: list[dict]) -> bool:
+    """Whether a step's pod runs. The step itself is said to, too, while its pod waits for a node."""
+    tries = [row for row in rows if re.fullmatch(r"executor\([0-9]+\)", row.get("display_name", ""))]
+    pods = tries or [row for row in rows if row.get("display_name") == "executor"]
+    return any(state_of(row) == "RUNNING" for row in pods)
+
+
 def state_of(row: dict) -> str:
     """A run's or a node's state; empty where it has none."""
     state = row.get("state") or ""

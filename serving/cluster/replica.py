@@ -60,7 +60,8 @@ def kfp_launcher(settings: Settings, kubernetes: Kubernetes, problems: Problems)
         InvalidInput: for an address or a file that cannot be used.
     """
     connection = Connection(settings.kfp_endpoint, what="Kubeflow Pipelines", token_file=settings.kfp_token_file,
-                            ca_file=settings.kfp_ca_file)
+                            ca_file=settings.kfp_ca_file,
+                            forbidden="is the Role redoubt-serving-kfp in the namespace REDOUBT_KFP_NAMESPACE?")
     pinned = Pinned(pipeline=settings.kfp_pipeline, version=settings.kfp_version, experiment=settings.kfp_experiment,
                     service_account=settings.kfp_service_account)
     answers = RegistryAnswers(settings.tracking_uri, settings.run_tracking_uri, scratch=settings.home)

@@ -53,3 +53,12 @@ def test_a_sweeps_loop_and_a_condition_are_no_steps():
     frames = [node(name, "RUNNING", 5) for name in ("for-loop-1", "condition-2")]
     drivers = [node(f"{name}-driver", "SUCCEEDED", 4, 5) for name in ("for-loop-1", "condition-2", "train")]
     assert shown(run(*AROUND, *frames, *drivers, node("train", "RUNNING", 7))) == [("train", "RUNNING")]
+
+
+@pytest.mark.parametrize("pods, at_work", [
+    ([node("executor", "RUNNING", 11), node("executor(0)", "PENDING", 11)], False),
+    ([node("executor", "RUNNING", 11), node("executor(0)", "FAILED", 11), node("executor(1)", "RUNNING", 30)], True),
+    ([node("executor", "PENDING", 11)], False), ([node("executor", "RUNNING", 11)], True), ([], False),
+], ids=["waits for a node", "second try", "waits, without retries", "runs, without retries", "no pod yet"])
+def test_a_step_is_at_work_once_its_pod_runs(pods, at_work):
+    assert run(node("train-driver", "SUCCEEDED", 9, 10), node("train", "RUNNING", 11), *pods).at_work == at_work

@@ -1,6 +1,7 @@
 """`redoubt submit` and its kin, against a server that keeps the generated client's contract, over real sockets."""
 
 import json
+import re
 import threading
 import time
 
@@ -156,7 +157,8 @@ def test_a_server_that_stumbles_while_followed_is_waited_for(redoubt, kfp, statu
 
 
 @pytest.mark.parametrize("status, code, says", [
-    (401, 2, "get a fresh one"), (403, 2, "forbids"), (409, 1, "409"), (500, 1, "500"),
+    (401, 2, "get a fresh one"), (403, 2, "is the namespace the name of your profile"),
+    (409, 1, "409"), (500, 1, "500"),
 ])
 def test_a_refusal_is_one_line_and_leaves_no_run(kfp, status, code, says, capsys):
     from pipelines import cli
@@ -216,6 +218,56 @@ def test_a_namespace_is_left_aside_where_there_are_no_users(redoubt, kfp):
 def test_an_address_that_is_not_the_api_is_named(redoubt, monkeypatch, kfp):
     monkeypatch.setattr(kfp, "handle", lambda *_: (404, {"error": "Not Found"}))
     assert "of release 2.16 or newer?" in str(redoubt("submit", *QUICK).exception)
+
+
+@pytest.mark.parametrize("about, error, says", [
+    ({"multi_user": False, "frontendTagName": "2.15.3"}, InvalidInput, "Pipelines 2.15.3: 2.16 or newer is needed"),
+    ({"apiServerReady": False, "frontendTagName": "2.17.0"}, Unreachable, "the page at .* answers, .* does not"),
+    ({"multi_user": False, "frontendTagName": "2.17.0", "apiServerReady": True}, None, ""),
+    ({"multi_user": False, "frontendTagName": "unknown"}, None, ""),
+], ids=["too old", "no API behind it", "as it should be", "a build of one's own"])
+def test_what_the_page_in_front_of_the_api_says_is_heard(redoubt, kfp, monkeypatch, about, error, says):
+    answer = kfp.handle
+    monkeypatch.setattr(kfp, "handle", lambda method, target, *rest: (200, about) if target.endswith("/healthz")
+                        else answer(method, target, *rest))
+    done = redoubt("submit", *QUICK)
+    if error is None:
+        assert done.exit_code == 0, done.output
+    else:
+        assert isinstance(done.exception, error) and re.search(says, str(done.exception)), done.exception
+        assert kfp.pipelines == {}
+
+
+@pytest.fixture
+def context(tmp_path, monkeypatch):
+    """The cluster of kubectl's context, with the namespace `team`."""
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+    api = ApiServer(token="mine")
+    api.put("serviceaccounts", "default", {}, namespace="team")
+    with api.listening() as url:
+        kubeconfig(tmp_path / "config", url)
+        yield api
+
+
+@pytest.mark.parametrize("setting, plural", [
+    ("mlflow_secret", "secrets"), ("s3_secret", "secrets"), ("image_pull_secrets", "secrets"),
+    ("data_claim", "persistentvolumeclaims"), ("checkpoint_claim", "persistentvolumeclaims"),
+    ("service_account", "serviceaccounts"),
+])
+def test_what_a_run_names_and_the_namespace_lacks_is_said_before_it_is_started(redoubt, kfp, context, setting, plural):
+    kfp.multi_user = True
+    value = "[there]" if setting == "image_pull_secrets" else "there"
+    asked = [*QUICK, "--namespace", "team", "--set", f"{setting}={value}"]
+    refused = redoubt("submit", *asked).exception
+    assert (refused.exit_code, f"{setting}: the namespace team has no" in str(refused)) == (2, True), refused
+    assert (kfp.pipelines, kfp.runs) == ({}, {})
+    context.put(plural, "there", {}, namespace="team")
+    assert redoubt("submit", *asked).exit_code == 0
+
+
+def test_a_context_of_another_cluster_holds_nobody_up(redoubt, kfp, context):
+    context.objects.clear()
+    assert redoubt("submit", *QUICK, "--namespace", "team", "--set", "mlflow_secret=m").exit_code == 0
 
 
 def test_a_login_page_is_told_from_the_api():
@@ -279,6 +331,16 @@ def test_a_gpu_that_is_never_scheduled_is_said_with_the_schedulers_reason(kfp, r
     line = next(line for line in said if "Insufficient" in line)
     assert line.startswith("train-pod: Unschedulable: 0/3 nodes are available")
     assert "ask for less" in line
+
+
+def test_a_step_that_works_for_hours_is_not_said_to_be_stuck(kfp, running):
+    said, ticks = [], iter(range(0, 36_000, 600))
+    kfp.play(running["run_id"], "RUNNING", step="train")
+    one = follower(kfp, said)
+    one.clock = lambda: next(ticks)
+    one.sleep = lambda _: kfp.play(running["run_id"], "SUCCEEDED") if len(kfp.calls) > 20 else None
+    assert one.to_the_end(running["run_id"]) == 0
+    assert not [line for line in said if "nothing has moved" in line]
 
 
 @pytest.mark.parametrize("status, says", [

@@ -22,6 +22,8 @@ import httpx
 
 PLURALS = {
     ("v1", "configmaps"): "ConfigMap", ("v1", "events"): "Event", ("v1", "pods"): "Pod",
+    ("v1", "secrets"): "Secret", ("v1", "serviceaccounts"): "ServiceAccount",
+    ("v1", "persistentvolumeclaims"): "PersistentVolumeClaim",
     ("coordination.k8s.io/v1", "leases"): "Lease",
     ("trainer.kubeflow.org/v1alpha1", "trainjobs"): "TrainJob", ("argoproj.io/v1alpha1", "workflows"): "Workflow",
 }
