@@ -15,6 +15,7 @@ from typing import Protocol
 from redoubt.bundle import Bundle, open_bundle
 from redoubt.errors import ArtifactError, RedoubtError
 from redoubt.registry import Version
+from serving.calm import freeze
 from serving.engine import Engine
 from serving.model import LoadedModel, version_key
 from serving.problems import Problems
@@ -179,6 +180,8 @@ class ChampionFollower:
             self._problems.note("detector", f"version {loaded.version} has none: attacks go unseen")
         else:
             self._problems.clear("detector")
+        if self._engine.current is None:
+            freeze()
         self._engine.swap(loaded)
         seconds = time.monotonic() - began
         self.swaps.append({"version": loaded.version, "at": time.time(), "seconds": seconds})

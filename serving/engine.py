@@ -15,6 +15,7 @@ from torch import Tensor
 from redoubt.bundle import Bundle
 from redoubt.detection import Verdicts
 from serving.batcher import Batcher, Job
+from serving.calm import no_pause, pause
 from serving.model import LoadedModel, Prediction, load, predict
 from serving.probation import Probation
 from serving.problems import NotFound, NotReady, Problems
@@ -126,12 +127,14 @@ class Engine:
             self._probation.begin(loaded, self.previous)
 
     def load(self, bundle: Bundle, version: str, run_id: str) -> LoadedModel:
-        """Bring a version into memory as the settings say, ready to answer.
+        """Bring a version into memory as the settings say, ready to answer; beside one that answers, with pauses.
 
         Raises:
             ArtifactError: when it cannot be served.
         """
-        return load(bundle, version, run_id, device=self.device, quick=self._settings.accelerate)
+        current = self._current
+        return load(bundle, version, run_id, device=self.device, quick=self._settings.accelerate, like=current,
+                    pause=no_pause if current is None else pause)
 
     # -- answering ----------------------------------------------------------------------------------------------
 

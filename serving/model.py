@@ -15,7 +15,8 @@ from redoubt.bundle import Bundle
 from redoubt.detection import Budget, Detector, Verdicts
 from redoubt.errors import ArtifactError
 from redoubt.models import Classifier
-from serving.accelerate import accelerate
+from serving.accelerate import accelerate, least_of
+from serving.calm import no_pause
 
 log = logging.getLogger("redoubt.serving")
 CHUNK = 256   # inputs a forward pass; bounds the memory that one batch can take
@@ -106,12 +107,15 @@ def version_key(version: str, run_id: str) -> str:
 
 
 def load(
-    bundle: Bundle, version: str, run_id: str = "", *, device: torch.device | None = None, quick: bool = False
+    bundle: Bundle, version: str, run_id: str = "", *, device: torch.device | None = None, quick: bool = False,
+    like: LoadedModel | None = None, pause: Callable[[], None] = no_pause,
 ) -> LoadedModel:
     """Bring a verified bundle into memory and run it, so that its first request is as fast as the rest.
 
     Args:
         quick: look for a faster form of the model; it must answer the same.
+        like: a version that was loaded before: of the same architecture, its quickest form is this one's, too.
+        pause: called between two steps.
 
     Raises:
         ArtifactError: when model or detector cannot be loaded, or do not answer sensibly.
@@ -119,12 +123,18 @@ def load(
     device = device or _CPU
     try:
         model = bundle.model(device).requires_grad_(False)
+        pause()
         detector = Detector.load(bundle.folder, model) if bundle.has_detector else None
-        fast = accelerate(model, bundle.architecture.input_shape) if quick and device.type == "cpu" else None
+        pause()
+        fast = None
+        if quick and device.type == "cpu":
+            known = like is not None and like.bundle.architecture == bundle.architecture
+            fast = accelerate(model, bundle.architecture.input_shape, pause=pause,
+                              least=least_of(like.forward) if known else None)
         loaded = LoadedModel(
             version=version, run_id=run_id, bundle=bundle, model=model, detector=detector, device=device, forward=fast
         )
-        _warm_up(loaded)
+        _warm_up(loaded, pause)
         if detector is not None:
             detector.budget = Budget()   # an attack must not slow the answers to everyone else
     except Exception as error:   # whatever a bad folder makes torch raise
@@ -132,7 +142,7 @@ def load(
     return loaded
 
 
-def _warm_up(loaded: LoadedModel) -> None:
+def _warm_up(loaded: LoadedModel, pause: Callable[[], None]) -> None:
     classes = len(loaded.bundle.classes)
     for n in _WARM_UP:
         x = torch.rand(n, *loaded.bundle.architecture.input_shape, generator=torch.Generator().manual_seed(n))
@@ -141,3 +151,4 @@ def _warm_up(loaded: LoadedModel) -> None:
             raise ArtifactError(f"it does not answer with {classes} finite probabilities")
         if loaded.detector is not None:
             loaded.assess(x)
+        pause()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from statistics import median
 
 from serving.model import LoadedModel
 
@@ -16,12 +15,12 @@ _KEPT = 64
 class Probation:
     """Compares a new champion with the one before. Safe to use from every thread.
 
-    Computing times are compared between batches of like size (powers of two), by their medians: one slow batch says
-    nothing.
+    Computing times are compared between batches of like size (powers of two), by their lower quartiles: what else runs
+    on the machine only ever adds, so neither a slow batch nor a busy half-second says anything.
 
     Args:
         seconds: how long it lasts after a swap; 0 turns it off.
-        slow_factor: how many times the old median convicts.
+        slow_factor: how many times the old time convicts.
     """
 
     def __init__(self, seconds: float, *, slow_factor: float):
@@ -55,12 +54,12 @@ class Probation:
             if loaded is not self._on_trial or not self._running() or len(row) < BATCHES or len(row) % 8:
                 return ""
             old = self._times.get(self._before.key, {}).get(size, [])
-            if len(old) < BATCHES or median(row) <= self._factor * median(old):
+            if len(old) < BATCHES or _typical(row) <= self._factor * _typical(old):
                 return ""
             self._on_trial = None
         return (
-            f"a batch of {inputs} takes {median(row) * 1e3:.3g} ms, more than {self._factor:g} times the "
-            f"{median(old) * 1e3:.3g} ms of version {self._before.version}"
+            f"a batch of {inputs} takes {_typical(row) * 1e3:.3g} ms, more than {self._factor:g} times the "
+            f"{_typical(old) * 1e3:.3g} ms of version {self._before.version}"
         )
 
     def erred(self, loaded: LoadedModel, error: Exception) -> str:
@@ -76,3 +75,7 @@ class Probation:
 
     def _running(self) -> bool:
         return time.monotonic() < self._until
+
+
+def _typical(times: list[float]) -> float:
+    return sorted(times)[len(times) // 4]

@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class Outcome:
         ok: [at, seconds] of each 200, at seconds after the beginning.
         versions: answers by the model version that they name.
         late: requests that no connection was free for when they were due and were never sent.
+        began_at: unix seconds of the beginning.
     """
 
     codes: dict[int, int] = field(default_factory=dict)
@@ -57,15 +59,16 @@ class Outcome:
     versions: dict[str, int] = field(default_factory=dict)
     late: int = 0
     seconds: float = 0.0
+    began_at: float = 0.0
 
     @property
     def rate(self) -> float:
         """Answers with 200 a second."""
         return len(self.ok) / self.seconds
 
-    def quantile(self, q: float, since: float = 0.0, until: float = 1e9) -> float:
-        """Latency in milliseconds, of answers in a stretch of time."""
-        found = sorted(seconds for at, seconds in self.ok if since <= at < until)
+    def quantile(self, q: float, counts: Callable[[float], bool] = lambda at: True) -> float:
+        """Latency in milliseconds, of the answers that came when it `counts`."""
+        found = sorted(seconds for at, seconds in self.ok if counts(at))
         return found[min(len(found) - 1, int(q * len(found)))] * 1e3 if found else float("nan")
 
     @property
@@ -142,7 +145,7 @@ class _Sender:
         load = self.load
         for _ in range(load.connections if load.rate is None else min(8, load.connections)):
             await self._connect()
-        self.began = time.perf_counter()
+        self.began, self.outcome.began_at = time.perf_counter(), time.time()
         if load.rate is None:
             for connection in list(self.idle):
                 self._send(connection, time.perf_counter())

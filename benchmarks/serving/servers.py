@@ -125,6 +125,15 @@ def registry_of(folder: Path, *versions: Path) -> Registry:
     return registry
 
 
+def name_champion(registry: Registry, number: int) -> None:
+    """Move the alias alone, to a version that may be champion: a person's click in MLflow's page. The decision and its
+    record belong to the promotion, which is another process's work."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(registry.tracking_uri, registry.tracking_uri)
+    client.set_registered_model_alias(registry.model_name, "champion", str(number))
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]

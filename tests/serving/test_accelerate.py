@@ -1,12 +1,16 @@
 """The frozen form of a model answers the same, is used where it is quicker, and is left aside where it is not."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
+from redoubt.bundle import open_bundle
 from redoubt.models import Architecture, build
 from serving import accelerate as room
-from serving.accelerate import Accelerated, accelerate
+from serving.accelerate import NEVER, Accelerated, accelerate
+from serving.model import load
 
 
 @pytest.fixture
@@ -51,3 +55,22 @@ def test_what_cannot_be_traced_is_served_as_it_is(monkeypatch):
 
     odd = Odd()
     assert accelerate(odd, (1, 8, 8)) is odd
+
+
+def test_what_was_measured_for_an_architecture_holds_for_its_next_version(make_bundle, other_model, untrained, monkeypatch):
+    monkeypatch.setattr(room, "_seconds", quick("frozen"))
+    first = load(open_bundle(untrained), "1", quick=True)
+    assert first.forward.least == 1
+    monkeypatch.setattr(room, "_seconds", None)   # whoever measures now fails, and serves the model as it is
+    bundle = open_bundle(make_bundle(detector=False, model=other_model))
+    second = load(bundle, "2", quick=True, like=first)
+    assert second.forward.least == 1
+    x = torch.rand(5, 1, 8, 8)
+    torch.testing.assert_close(second.probabilities(x), bundle.model()(x).softmax(1))
+    other = load(open_bundle(untrained), "3", quick=True, like=SimpleNamespace(bundle=SimpleNamespace(architecture=None)))
+    assert other.forward is other.model
+
+
+def test_what_does_not_pay_is_not_traced(model, monkeypatch):
+    monkeypatch.setattr(torch.jit, "trace", None)
+    assert accelerate(model, (1, 8, 8), least=NEVER) is model

@@ -1,5 +1,6 @@
 """Following the champion: swaps under load, and what happens when registry or version are not in order."""
 
+import gc
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from serving_support import FolderRegistry, wait_until
 
 from redoubt.bundle import open_bundle, seal
 from redoubt.registry import Registry
+from serving import engine
 
 
 def test_no_champion_is_not_ready_and_says_so(live, registry):
@@ -69,6 +71,23 @@ def test_twenty_swaps_under_load_lose_nothing(live, registry, make_bundle, other
     assert len(status["swaps"]) == 21
     assert all(swap["seconds"] >= 0 for swap in status["swaps"])
     assert len(registry.fetches) == 2   # a version that was here before is taken from disk or memory
+
+
+def test_a_version_that_loads_beside_another_pauses_between_its_steps(live, registry, make_bundle, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(engine, "pause", lambda: pauses.append(threading.current_thread().name))
+    registry.folders[2] = make_bundle()
+    running = live(registry)
+    assert pauses == []   # nobody waits before the first
+    registry.number = 2
+    wait_until(lambda: running.server.engine.current.version == "2")
+    assert len(pauses) >= 5
+    assert set(pauses) == {"champion"}
+
+
+def test_what_is_loaded_for_good_is_out_of_the_collector_s_rounds(live, registry):
+    live(registry)
+    assert gc.get_freeze_count() > 50_000
 
 
 @pytest.mark.parametrize("decision, why", [

@@ -36,6 +36,11 @@ def test_a_quick_one_stays_and_so_does_one_that_stumbles(probation):
     assert judge(probation, NEW, 4, 5.0, times=BATCHES // 4) == []
 
 
+def test_a_machine_that_is_busy_for_a_while_convicts_nobody(probation):
+    for number in range(64):
+        assert probation.judge(NEW, 4, 0.05 if number % 5 < 3 else 0.01) == ""
+
+
 def test_batches_of_another_size_say_nothing(probation):
     assert judge(probation, NEW, 64, 0.16) == []
 
