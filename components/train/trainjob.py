@@ -182,7 +182,7 @@ def follow(
 def _make(kubernetes: Kubernetes, name: str, spec: dict) -> None:
     owner = []
     try:   # removed with this pod, should it end without a word
-        pod = kubernetes.get(POD, socket.gethostname())
+        pod = kubernetes.get(POD, os.environ.get("KFP_POD_NAME") or socket.gethostname())   # which is cut at 63 letters
         owner = [{"apiVersion": "v1", "kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]}]
     except NotFound:
         pass

@@ -158,3 +158,11 @@ def test_what_serving_may_ask_of_kubeflow_pipelines():
     rule = rules(of_kind("overlays/kubeflow", "Role"), "redoubt-serving-kfp")
     assert {group for group, _, _ in rule} == {"pipelines.kubeflow.org"}
     assert {(resource, verb) for _, resource, verb in rule} == kfp_calls()
+
+
+def test_what_the_launcher_in_a_steps_pod_may_ask_of_kubeflow_pipelines():
+    """Of a server with users, which authorizes what is written about a run's tasks as if it were the run."""
+    assert rules(of_kind("overlays/kubeflow", "Role"), "redoubt-steps-pipelines") == {
+        ("pipelines.kubeflow.org", "runs", verb) for verb in ("get", "list", "create")}
+    binding = of_kind("overlays/kubeflow", "RoleBinding")["redoubt-steps-pipelines"]
+    assert [one["name"] for one in binding["subjects"]] == ["redoubt-steps"]
