@@ -43,6 +43,12 @@ class Cluster:
         listed = json.dumps({"apiVersion": "v1", "kind": "List", "items": documents})
         return self.kubectl("apply", "--validate=strict", *more, "-f", "-", stdin=listed, check=check)
 
+    def has(self, document: dict) -> bool:
+        """Whether an object of this kind and name is there."""
+        found = self.kubectl("get", document["kind"], document["metadata"]["name"], "-n",
+                             document["metadata"]["namespace"], check=False)
+        return found.returncode == 0
+
     def knows(self, document: dict) -> bool:
         """Whether the server has this kind: operators may be missing."""
         return document["apiVersion"] in self._versions()

@@ -4,6 +4,7 @@
     REDOUBT_KFP_ENDPOINT     Kubeflow Pipelines' API as this machine sees it; without it, what needs runs is skipped
     REDOUBT_SERVING_IMAGE    the images as the cluster's nodes can pull them; without them, what needs pods is skipped
     REDOUBT_STEPS_IMAGE
+    REDOUBT_RUN_TRACKING_URI  MLflow as a run's pods see it; without it runs end where they would register
 """
 
 from __future__ import annotations

@@ -49,7 +49,9 @@ def redoubt(command: str, *arguments: str, settings, minutes: float = 30) -> sub
 
 
 def run_id(done: subprocess.CompletedProcess) -> str:
-    return re.search(r"#/runs/details/(\S+)", done.stdout)[1]
+    found = re.search(r"#/runs/details/(\S+)", done.stdout)
+    assert found, f"no run was started: {done.stdout}\n{done.stderr}"
+    return found[1]
 
 
 def test_a_run_is_followed_and_said_again_it_comes_from_the_cache(api, settings, model):
@@ -66,6 +68,19 @@ def test_a_run_is_followed_and_said_again_it_comes_from_the_cache(api, settings,
     other = redoubt("submit", "--model", model, "--seed", str(int(seed) + 1), settings=settings)
     states = {task.name: task.state for task in api.run(run_id(other)).tasks}
     assert states["prepare_data"] in FROM_CACHE and states["train"] == "SUCCEEDED", states
+
+
+def test_a_run_whose_version_the_gate_refuses_exits_with_three(api, settings, model, tmp_path):
+    if not os.environ.get("REDOUBT_RUN_TRACKING_URI"):
+        pytest.skip("REDOUBT_RUN_TRACKING_URI names no MLflow for the run's pods")
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("bootstrap_accuracy: 0.999")
+    done = redoubt("submit", "--model", f"{model}-refused", "--policy", str(policy), settings=settings)
+    assert done.returncode == 3, f"{done.stdout}\n{done.stderr}"
+    assert {task.name: task.state for task in api.run(run_id(done)).tasks}["refusal"] == "SUCCEEDED"
+    passed = redoubt("submit", "--model", f"{model}-passed", settings=settings)
+    assert passed.returncode == 0, f"{passed.stdout}\n{passed.stderr}"
+    assert "refusal" not in {task.name for task in api.run(run_id(passed)).tasks}
 
 
 def test_a_run_is_met_again_and_canceled(api, settings, model):

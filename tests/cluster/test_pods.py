@@ -126,8 +126,7 @@ def test_attack_retraining_and_swap(cluster, deployed, images):
         "REDOUBT_COOL_DOWN_SECONDS": "0", **pinned}
     there = cluster.overlay("overlays/dev/runs", RUNS)
     for one in there:   # serving's account is in our namespace, and the names must not meet those of an installation
-        if one["kind"] == "NetworkPolicy":
-            one["metadata"]["name"] = deployed
+        if (one["kind"], one["metadata"]["name"]) == ("NetworkPolicy", "redoubt-serving"):
             one["spec"]["ingress"][1]["from"][0]["namespaceSelector"]["matchLabels"] = {
                 "kubernetes.io/metadata.name": deployed}
         for subject in one.get("subjects", []):
@@ -136,7 +135,9 @@ def test_attack_retraining_and_swap(cluster, deployed, images):
             one["metadata"]["name"] = deployed
             if "roleRef" in one:
                 one["roleRef"]["name"] = deployed
+    ours = [one for one in there if not cluster.has(one)]
     cluster.apply(there)
+    retrains: list[dict] = []
     try:
         cluster.apply(with_settings(cluster.overlay("overlays/dev", deployed, images), settings))
         rolled_out(cluster, deployed)
@@ -150,8 +151,9 @@ def test_attack_retraining_and_swap(cluster, deployed, images):
             retrains = ask(f"{address}/status")[1]["retrains"]
         assert [one["state"] for one in retrains] == ["promoted"], retrains
     finally:
-        made = [f"{kind}/{deployed}" for kind in ("rolebinding", "role", "networkpolicy")]
+        made = [f"{one['kind']}/{one['metadata']['name']}" for one in ours]
         made += [f"lease/{deployed}-leader", f"configmap/{deployed}-ledger", f"configmap/{deployed}-counts"]
+        made += [f"lease/redoubt-{one['campaign']}" for one in retrains]
         cluster.kubectl("delete", *made, "-n", RUNS, "--ignore-not-found", check=False)
 
 
