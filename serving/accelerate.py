@@ -57,11 +57,10 @@ def accelerate(
     random = torch.Generator().manual_seed(0)
     batches = [torch.rand(n, *shape, generator=random) for n in _SIZES]
     try:
-        with torch.inference_mode(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            traced = torch.jit.trace(model, batches[1], check_trace=False)
-            pause()
-            frozen = torch.jit.optimize_for_inference(traced)
+        with torch.inference_mode():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                frozen = torch.jit.optimize_for_inference(torch.jit.trace(model, batches[1], check_trace=False))
             for x in batches:
                 pause()
                 if not _same(model(x), frozen(x)):

@@ -1,6 +1,7 @@
 """What an operator may do while the server runs: pause retraining, acknowledge, roll back, ask for a promotion.
 
-What was decided lies in HOME/operations.json and outlives a restart. Who did what is the audit log's business.
+What was decided lies in HOME/operations.json and outlives a restart; where replicas share a ledger, the pause lies
+there and holds for all. Who did what is the audit log's business.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from redoubt.errors import InvalidInput, RedoubtError
 from serving.champion import Champions
 from serving.problems import Busy, NotFound, NotReady
+from serving.records import LedgerUnavailable
 from serving.settings import Settings
 
 log = logging.getLogger("redoubt.serving")
@@ -22,14 +25,27 @@ _KEPT = 100   # acknowledgements
 _OUTCOMES = {0: "promoted", 3: "refused"}   # exit codes of the promotion command
 
 
+class SharedPause(Protocol):
+    """A pause that several servers share."""
+
+    def paused(self) -> dict | None: ...
+
+    def pause(self, state: dict | None) -> None: ...
+
+
 class Operations:
     """The operator's switches. Safe to use from every thread.
 
     Args:
         champion_changed: called when the champion may have changed.
+        shared: where the pause of all replicas is kept; None for a server that is alone.
     """
 
-    def __init__(self, settings: Settings, registry: Champions, champion_changed: Callable[[], None]):
+    def __init__(
+        self, settings: Settings, registry: Champions, champion_changed: Callable[[], None],
+        shared: SharedPause | None = None,
+    ):
+        self._shared = shared
         self._settings, self._registry, self._changed = settings, registry, champion_changed
         self._file, self._lock = settings.home / "operations.json", threading.Lock()
         self._state = {"paused": None, "acknowledged": {}} | self._read()
@@ -41,15 +57,30 @@ class Operations:
     @property
     def paused(self) -> bool:
         """Whether no retraining run may start. One that is under way goes on."""
-        return self._state["paused"] is not None
+        return self._paused() is not None
 
     def pause(self, by: str, why: str = "") -> None:
-        """No retraining run starts from now on; what is asked for waits in the ledger."""
-        self._write(paused={"by": by, "at": time.time(), "why": why})
+        """No retraining run starts from now on, on no replica; what is asked for waits in the ledger.
+
+        Raises:
+            NotReady: when the shared ledger cannot be written.
+        """
+        self._pause({"by": by, "at": time.time(), "why": why})
 
     def resume(self) -> None:
-        """Retraining runs may start again."""
-        self._write(paused=None)
+        """Retraining runs may start again. Raises as `pause` does."""
+        self._pause(None)
+
+    def _paused(self) -> dict | None:
+        return self._shared.paused() if self._shared is not None else self._state["paused"]
+
+    def _pause(self, state: dict | None) -> None:
+        if self._shared is None:
+            return self._write(paused=state)
+        try:
+            self._shared.pause(state)
+        except LedgerUnavailable as error:
+            raise NotReady(f"this cannot be told to the other replicas, and so was not done: {error}") from None
 
     def acknowledge(self, campaign: str, by: str, known: set[str]) -> None:
         """A person has seen this campaign.
@@ -133,8 +164,10 @@ class Operations:
 
     def status(self) -> dict:
         """Whether retraining is paused and by whom, which campaigns were acknowledged, and the last promotion."""
+        paused = self._paused()   # before the lock: it may ask the API
         with self._lock:
-            return {**self._state, "promotion": self._promotion, "can_promote": bool(self._settings.promote_command)}
+            return {**self._state, "paused": paused, "promotion": self._promotion,
+                    "can_promote": bool(self._settings.promote_command)}
 
     def _read(self) -> dict:
         try:

@@ -93,7 +93,8 @@ class Server:
             folder=settings.home / "models" / settings.model_name, poll_seconds=settings.poll_seconds,
             on_model=self._on_model, require_decision=settings.require_decision, trusted=trusted,
         )
-        self.operations = Operations(settings, registry, self.champion.wake)
+        self.operations = Operations(settings, registry, self.champion.wake,
+                                     shared=self.replica.ledger if self.replica else None)
         self.retrainer = Retrainer(
             settings, self.ledger, launcher, self.problems, self._request_finished, leads=self._leads,
             held=lambda: self.operations.paused, tell=self._event,

@@ -1,4 +1,5 @@
-"""The ledger that replicas share: one JSON document in a ConfigMap, written by whoever leads, read by all.
+"""The ledger that replicas share: one JSON document in a ConfigMap, written by whoever leads, read by all. Beside it
+lies an operator's pause, which any replica may write.
 
 Every change is read, made and written back under the resourceVersion that was read, so that of two writers one is sent
 back to read again. The document names the term of the leader who wrote last: one who slept and was replaced finds
@@ -34,6 +35,7 @@ from serving.records import (
 
 log = logging.getLogger("redoubt.serving")
 KEY = "ledger.json"
+PAUSE = "pause.json"   # beside the document: any replica's operator may write it, the document only who leads
 CAMPAIGNS_KEPT, REQUESTS_KEPT = 50, 100
 MOST_BYTES = 256 * 1024   # a ConfigMap may have 1 MiB, all its keys together
 MOST_WORDS = 500   # characters of a reason
@@ -176,6 +178,40 @@ class ConfigMapLedger:
         """Newest first."""
         return list(reversed(self._read().requests))[:limit]
 
+    # -- the operator's pause -----------------------------------------------------------------------------------
+
+    def paused(self) -> dict | None:
+        """Who paused retraining for all replicas, when and why; None while it goes on, or nothing was ever read."""
+        try:
+            self._read(self._fresh)   # a leader, too: another replica's operator may have written
+        except LedgerUnavailable:
+            return None   # nothing starts without the ledger
+        holder = self._known[1] or {}
+        try:
+            return json.loads((holder.get("data") or {}).get(PAUSE) or "null")
+        except ValueError:
+            return {"by": "unknown", "at": 0.0, "why": f"the key {PAUSE} cannot be read"}
+
+    def pause(self, state: dict | None) -> None:
+        """Pause retraining for all replicas, or with None let it go on.
+
+        Raises:
+            LedgerUnavailable: when the API does not answer; nothing has changed then.
+        """
+        with self._lock:
+            try:
+                for _ in range(_TRIES):
+                    self._fetch()
+                    document, holder = self._known
+                    try:
+                        return self._write(document, holder, {PAUSE: json.dumps(state)})
+                    except Conflict:
+                        continue
+            except ClusterError as error:
+                self._known_at = -math.inf
+                raise LedgerUnavailable(f"the ConfigMap {self._name}: {error}") from error
+            raise LedgerUnavailable(f"the ConfigMap {self._name} was changed by others {_TRIES} times in a row")
+
     def forget(self) -> None:
         """Read anew: this replica has just begun to lead, and another one wrote before it."""
         with self._lock:
@@ -183,12 +219,13 @@ class ConfigMapLedger:
 
     # -- the ConfigMap ------------------------------------------------------------------------------------------
 
-    def _read(self) -> Document:
+    def _read(self, lasts: float | None = None) -> Document:
         known = self._known
         if not self._lock.acquire(blocking=known is None):   # a write is under way: who asks need not wait for the API
             return known[0]
         try:
-            lasts = self._fresh * (5 if self._leadership.leads else 1)   # a leader is the only one who writes
+            if lasts is None:   # a leader is the only one who writes
+                lasts = self._fresh * (5 if self._leadership.leads else 1)
             if self._clock() - self._known_at > lasts:
                 try:
                     self._fetch()
@@ -261,7 +298,9 @@ class ConfigMapLedger:
         self._known_at = self._clock()
 
     def _store(self, document: Document, holder: dict | None) -> None:
-        data = {KEY: document.to_json()}
+        self._write(document, holder, {KEY: document.to_json()})
+
+    def _write(self, document: Document, holder: dict | None, data: dict[str, str]) -> None:
         if holder is None:
             holder = self._kubernetes.create(CONFIG_MAP, self._name, {"data": data}, labels=_LABELS)
         else:

@@ -57,7 +57,7 @@ def test_what_cannot_be_traced_is_served_as_it_is(monkeypatch):
     assert accelerate(odd, (1, 8, 8)) is odd
 
 
-def test_what_was_measured_for_an_architecture_holds_for_its_next_version(make_bundle, other_model, untrained, monkeypatch):
+def test_what_was_measured_holds_for_the_next_version(make_bundle, other_model, untrained, monkeypatch):
     monkeypatch.setattr(room, "_seconds", quick("frozen"))
     first = load(open_bundle(untrained), "1", quick=True)
     assert first.forward.least == 1
@@ -67,7 +67,8 @@ def test_what_was_measured_for_an_architecture_holds_for_its_next_version(make_b
     assert second.forward.least == 1
     x = torch.rand(5, 1, 8, 8)
     torch.testing.assert_close(second.probabilities(x), bundle.model()(x).softmax(1))
-    other = load(open_bundle(untrained), "3", quick=True, like=SimpleNamespace(bundle=SimpleNamespace(architecture=None)))
+    unlike = SimpleNamespace(bundle=SimpleNamespace(architecture=None))
+    other = load(open_bundle(untrained), "3", quick=True, like=unlike)
     assert other.forward is other.model
 
 

@@ -12,7 +12,7 @@ from redoubt.cluster.http import Connection
 from redoubt.cluster.kubernetes import Kubernetes
 from redoubt.threat import ThreatModel
 from serving.cluster.leadership import Leadership
-from serving.cluster.ledger import MOST_BYTES, ConfigMapLedger, Document, pruned
+from serving.cluster.ledger import MOST_BYTES, PAUSE, ConfigMapLedger, Document, pruned
 from serving.problems import Problems
 from serving.records import LedgerUnavailable, asked_for, opened
 
@@ -295,3 +295,32 @@ def test_a_claim_that_cannot_be_removed_now_goes_with_the_next_change(server, le
     assert len(leases(server)) == 4, "the change itself is written all the same"
     leader.open()
     assert leases(server) == {claim_name(years[-1].claim)}
+
+
+# -- the pause of all replicas ----------------------------------------------------------------------------------------
+
+def test_a_pause_on_one_replica_holds_for_all_and_outlives_the_leader_s_writing(leader, other):
+    assert leader.ledger.paused() is None
+    other.ledger.pause({"by": "ann", "at": 1.0, "why": "maintenance"})   # who does not lead may, too
+    leader.open()   # with a resourceVersion that is not the newest any more
+    leader.now = other.now = 2.5
+    assert leader.ledger.paused()["why"] == other.ledger.paused()["why"] == "maintenance"
+    assert [row.state for row in other.ledger.campaigns()] == ["open"]
+    leader.ledger.pause(None)
+    other.now = 5.0
+    assert other.ledger.paused() is None
+    assert len(leader.ledger.campaigns()) == 1
+
+
+def test_a_pause_that_cannot_be_written_is_refused(server, leader, other):
+    server.faults.append(Fault(403, times=10**6))
+    with pytest.raises(LedgerUnavailable):
+        other.ledger.pause({"by": "ann", "at": 1.0, "why": ""})
+    server.faults.clear()
+    assert leader.ledger.paused() is None
+
+
+def test_a_pause_that_cannot_be_read_is_a_pause(server, leader):
+    leader.ledger.pause({"by": "ann", "at": 1.0, "why": ""})
+    leader.ledger._write(*leader.ledger._known, {PAUSE: "{"})
+    assert "cannot be read" in leader.ledger.paused()["why"]

@@ -14,6 +14,7 @@ from redoubt.errors import InvalidInput
 from redoubt.threat import ThreatModel
 from serving.cluster.replica import ledger_name
 from serving.launcher import Result
+from serving.problems import NotReady
 from serving.server import Server
 from serving.settings import load_settings
 
@@ -64,6 +65,26 @@ def test_one_leads_answers_for_all_and_gives_the_lease_back(settings, registry, 
                 "RetrainStarted", "RetrainRefused"}, what="the events")
             first.stop()
             wait_until(lambda: second.replica.leadership.leads, 5, "the other replica's turn")
+
+
+def test_an_operator_s_pause_on_one_replica_holds_back_the_leader(settings, registry, tmp_path):
+    api = ApiServer()
+    with replica(api, settings, registry, tmp_path / "a", "a") as first:
+        wait_until(lambda: first.replica.leadership.leads)
+        with replica(api, settings, registry, tmp_path / "b", "b") as second:
+            second.operations.pause("ann", "maintenance")
+            wait_until(lambda: first.operations.paused, what="the pause on the leader")
+            assert first.status()["operations"]["paused"]["why"] == "maintenance"
+            campaign = first.ledger.open_campaign("digits", "1", inputs=1, flagged=1)
+            first.ledger.ask(campaign, ThreatModel("Linf", 0.1), cool_down=0, daily_budget=1)
+            assert not first.retrainer.work_off()
+            assert first.retrainer._launcher.runs == 0
+            second.operations.resume()
+            wait_until(lambda: first.retrainer._launcher.runs == 1, what="the run")
+            api.faults.append(Fault(403, times=10**6))
+            with pytest.raises(NotReady, match="was not done"):
+                second.operations.pause("ann")
+            api.faults.clear()
 
 
 def test_a_server_outside_a_cluster_says_so_and_leaves_its_home(settings, registry, tmp_path, monkeypatch):
