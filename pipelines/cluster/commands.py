@@ -169,6 +169,7 @@ def sweep(
 
     chosen = load(settings, given=tuple(given or ()), endpoint=endpoint, namespace=namespace, image=image,
                   allow_tag=allow_tag or None, pipeline=sweeping.NAME, experiment=sweeping.NAME)
+    submit.check_image(chosen)
     api = pipelines_api(chosen)
     _preflight(chosen)
     made = package.package(chosen, lambda settings: sweeping.define(placing(settings)))
@@ -202,6 +203,7 @@ def _ready(training: dict, settings: Path | None, given: list[str] | None, **fla
 
     chosen = load(settings, given=tuple(given or ()), **flags)
     asked = _parameters(training, chosen.tracking_uri).to_json() | _together(chosen)
+    submit.check_image(chosen)
     api = pipelines_api(chosen)
     _preflight(chosen)
     version = submit.ensure_version(api, chosen, package.package(chosen))

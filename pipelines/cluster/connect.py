@@ -40,6 +40,8 @@ def pipelines_api(settings: ClusterSettings) -> Pipelines:
     api = Pipelines(connection, settings.namespace, ui=settings.ui)
     try:
         about = api.about()
+    except Unreachable as error:
+        raise Unreachable(f"{error}. Is the address right, and does a port-forward behind it still run?") from None
     except NotFound:
         raise InvalidInput(f"{settings.endpoint} does not know {API}: is it the address of Kubeflow Pipelines (on "
                            f"Kubeflow it ends in /pipeline), of release {OLDEST} or newer?") from None

@@ -36,6 +36,12 @@ def trigger(cron: str, every: str) -> dict:
     return {"cron_schedule": {"cron": " ".join(["0", *parts] if len(parts) == 5 else parts)}}
 
 
+def _same(found: dict, when: dict) -> bool:
+    """Whether a server's trigger is ours: it may add fields of its own, as the time of a beginning."""
+    return all((found.get(kind) or {}).get(name) == value for kind, given in when.items() for name, value in
+               given.items())
+
+
 def make(
     api: Pipelines, settings: ClusterSettings, version: Version, parameters: dict, when: dict
 ) -> tuple[dict, bool]:
@@ -57,7 +63,7 @@ def make(
         return next((row for row in api.recurring(experiment) if row.get("display_name") == name), None)
 
     old = there()
-    if old is not None and old.get("trigger") == when:
+    if old is not None and _same(old.get("trigger") or {}, when):
         return old, False
     made = once(lambda: api.schedule(body), lambda: next(
         (row for row in api.recurring(experiment) if row.get("display_name") == name

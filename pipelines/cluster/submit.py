@@ -37,13 +37,19 @@ def ensure_version(api: Pipelines, settings: ClusterSettings, package) -> Versio
     Raises:
         InvalidInput: for an image by tag, unless the settings allow it.
     """
-    if not settings.pinned and not settings.allow_tag:
-        raise InvalidInput(f"image {package.image!r} is a tag, which can come to mean another image while the cache "
-                           "goes by its name: give --image NAME@sha256:DIGEST, or --allow-tag")
+    check_image(settings)
     pipeline = api.pipeline(settings.pipeline, description="Trains and judges a robust classifier")
     found = api.version(pipeline, package.version)
     version = found or api.upload(pipeline, package.version, package.content, description=f"steps in {package.image}")
     return Version(pipeline=pipeline, version=version, name=package.version, uploaded=not found)
+
+
+def check_image(settings: ClusterSettings) -> None:
+    """Raise InvalidInput for an image by tag, unless the settings allow it."""
+    if not settings.pinned and not settings.allow_tag:
+        what = f"image {settings.image!r} is a tag, which can" if settings.image else "no image is named: a tag could"
+        raise InvalidInput(f"{what} come to mean another image while the cache goes by its name: give --image "
+                           "NAME@sha256:DIGEST, or --allow-tag")
 
 
 def run_name(parameters: dict, version: str) -> str:

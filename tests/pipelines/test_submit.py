@@ -175,7 +175,7 @@ def test_a_refusal_is_one_line_and_leaves_no_run(kfp, status, code, says, capsys
 @pytest.mark.parametrize("arguments, says", [
     ([], "no Kubeflow Pipelines API named"),
     (["--endpoint", "kubeflow"], "must begin with http"),
-    (["--endpoint", "http://127.0.0.1:9"], "cannot be reached"),
+    (["--endpoint", "http://127.0.0.1:9"], "does a port-forward behind it still run"),
     (["--endpoint", "http://x", "--image", "a@sha256:12"], "64 hexadecimal digits"),
     (["--endpoint", "http://x", "--epsilon", "8"], "write 8/255"),
     (["--endpoint", "http://x", "--set", "gpu_per_node=1"], "did you mean gpus_per_node"),
@@ -187,6 +187,11 @@ def test_a_mistake_is_said_before_anything_is_made(arguments, says):
     done = CliRunner().invoke(app, ["submit", "--image", IMAGE, *arguments])
     assert isinstance(done.exception, RedoubtError)
     assert says in str(done.exception)
+
+
+def test_no_image_at_all_is_said_before_a_server_is_asked():
+    done = CliRunner().invoke(app, ["submit", "--endpoint", "http://127.0.0.1:9"])
+    assert (done.exception.exit_code, "no image is named" in str(done.exception)) == (2, True)
 
 
 def test_a_tag_is_refused_unless_allowed(redoubt, kfp):
@@ -422,6 +427,8 @@ def test_a_recurring_run_is_made_once_and_replaced_by_another_schedule(redoubt, 
     assert "recurs from now on" in redoubt("schedule", *QUICK, "--cron", "0 3 * * 1").output
     assert "recurs already" in redoubt("schedule", *QUICK, "--cron", "0 3 * * 1").output
     assert next(iter(kfp.recurring.values()))["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * 1"}}
+    next(iter(kfp.recurring.values()))["trigger"]["cron_schedule"]["start_time"] = "1970-01-01T00:00:00Z"
+    assert "recurs already" in redoubt("schedule", *QUICK, "--cron", "0 3 * * 1").output
     assert redoubt("schedule", *QUICK, "--every", "12h").exit_code == 0
     row, = kfp.recurring.values()
     assert row["trigger"] == {"periodic_schedule": {"interval_second": "43200"}}
