@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -141,6 +142,9 @@ def drill(
 @app.command()
 def serve(
     model_name: Name = "redoubt",
+    models: Annotated[str, typer.Option(
+        help='Several models in one server instead of one: names such as mnist,traffic, or a JSON object from names to '
+             'the settings that differ (docs/serving.md).  [default: $REDOUBT_MODELS]', show_default=False)] = "",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8080,
     home: Home = None,
@@ -157,6 +161,9 @@ def serve(
     folder = home_folder(home)
     os.environ |= {"REDOUBT_HOME": str(folder), "REDOUBT_TRACKING_URI": tracking_uri(folder, uri),
                    "REDOUBT_MODEL_NAME": model_name, "REDOUBT_HOST": host, "REDOUBT_PORT": str(port)}
+    if models:
+        names = {name.strip(): {} for name in models.split(",")}
+        os.environ["REDOUBT_MODELS"] = models if models.lstrip().startswith("{") else json.dumps(names)
     os.execv(sys.executable, [sys.executable, "-m", "serving"])   # signals reach the server itself
 
 

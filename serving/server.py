@@ -86,7 +86,7 @@ class Server:
         registry = registry or Registry(settings.tracking_uri, settings.model_name, trusted=trusted)
         self.shadow = Shadow(
             registry, self.engine, self.problems, folder=settings.home / "challenger" / settings.model_name,
-            share=settings.shadow_share, poll_seconds=settings.poll_seconds,
+            share=settings.shadow_share, poll_seconds=settings.poll_seconds, count=self.metrics.compared,
         ) if settings.shadow_share else None
         self.champion = ChampionFollower(
             registry, self.engine, self.problems,

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,15 @@ class Shadow:
         registry: has `by_alias` and `fetch`.
         folder: where the challenger's files lie while it is looked at.
         share: of the batches that it is shown, in (0, 1].
+        count: called as (classes, verdicts, inputs) with how many inputs of a batch were decided alike: `same` or
+            `different`, for the class and for the detectors' verdict, the latter `none` where either has no detector.
     """
 
     def __init__(
-        self, registry, engine: Engine, problems: Problems, *, folder: Path, share: float, poll_seconds: float
+        self, registry, engine: Engine, problems: Problems, *, folder: Path, share: float, poll_seconds: float,
+        count: Callable[[str, str, int], None] = lambda classes, verdicts, inputs: None,
     ):
+        self._count = count
         self._registry, self._engine, self._problems = registry, engine, problems
         self._folder, self._share, self._poll_seconds = folder, share, poll_seconds
         self._ready, self._stopping = threading.Condition(), False
@@ -47,6 +52,7 @@ class Shadow:
 
     def _begin_afresh(self) -> None:
         self._inputs = self._same = self._flagged = self._flagged_now = self._errors = 0
+        self._judged = self._judged_alike = 0
         self._seconds = self._seconds_now = 0.0
 
     def start(self) -> None:
@@ -86,6 +92,7 @@ class Shadow:
             return {
                 "version": loaded.version, "inputs": n, "errors": self._errors,
                 "agreement": self._same / n if n else None,
+                "verdict_agreement": self._judged_alike / self._judged if self._judged else None,
                 "flagged": self._flagged / n if n else None, "champion_flagged": self._flagged_now / n if n else None,
                 "times_as_slow": self._seconds / self._seconds_now if self._seconds_now else None,
             }
@@ -139,17 +146,26 @@ class Shadow:
         if loaded is None:
             return
         try:
-            labels = loaded.probabilities(x).argmax(1).numpy()
-            flagged = int(loaded.assess(x).is_adversarial.sum()) if loaded.detector is not None else 0
+            same = loaded.probabilities(x).argmax(1).numpy() == predicted
+            own = loaded.assess(x).is_adversarial.numpy() if loaded.detector is not None else None
         except Exception as error:   # whatever it does, it does to itself
             log.warning("the challenger failed on a batch: %s", error)
             with self._ready:
                 self._errors += 1
             return
         took = time.perf_counter() - began
+        judged = own is not None and flags is not None
+        alike = own == flags if judged else np.zeros(len(x), bool)
         with self._ready:
             self._inputs += len(x)
-            self._same += int((labels == predicted).sum())
-            self._flagged += flagged
+            self._same += int(same.sum())
+            self._judged, self._judged_alike = self._judged + judged * len(x), self._judged_alike + int(alike.sum())
+            self._flagged += 0 if own is None else int(own.sum())
             self._flagged_now += 0 if flags is None else int(flags.sum())
             self._seconds, self._seconds_now = self._seconds + took, self._seconds_now + seconds
+        for word, rows in (("same", same), ("different", ~same)):
+            if not judged:
+                self._count(word, "none", int(rows.sum()))
+                continue
+            self._count(word, "same", int((rows & alike).sum()))
+            self._count(word, "different", int((rows & ~alike).sum()))

@@ -63,6 +63,10 @@ class Metrics(Requests, Collector):
         )
         self.events = Counter("redoubt_events", "Events for the webhook", ["result"], registry=registry)
         self.feedback = Counter("redoubt_feedback", "Labels that came back", ["result"], registry=registry)
+        self._challenger = Counter(
+            "redoubt_challenger_inputs", "Inputs that the challenger computed, too, by whether both decided alike",
+            ["classes", "verdicts"], registry=registry,
+        )
         self.quarantined = Counter(
             "redoubt_quarantined", "Flagged inputs kept or dropped", ["result"], registry=registry
         )
@@ -72,6 +76,10 @@ class Metrics(Requests, Collector):
         super().request(code)
         if seconds is not None:
             self._seconds.observe(seconds)
+
+    def compared(self, classes: str, verdicts: str, inputs: int) -> None:
+        """Count inputs that champion and challenger decided on: `same` or `different`, verdicts also `none`."""
+        self._challenger.labels(classes, verdicts).inc(inputs)
 
     def batch(self, inputs: int, seconds: float, flags: np.ndarray | None, strengths: np.ndarray | None) -> None:
         """Count one computed batch; flags and strengths are [N], or None without a detector."""

@@ -54,6 +54,17 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_pat
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("models, said", [
+    ("digits,it's", "REDOUBT_MODELS: model name"),
+    ('{"digits": {"host": "x"}}', "host"),
+    ("{", "write a JSON object"),
+])
+def test_several_models_are_handed_to_the_server(models, said, tmp_path):
+    done = redoubt("serve", "--models", models, "--port", "0", home=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+
+
 def test_a_key_that_cannot_sign_is_found_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setenv("REDOUBT_SIGNING_KEY", "/no/such.key")
     done = redoubt("run", home=tmp_path)

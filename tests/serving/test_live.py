@@ -133,6 +133,11 @@ def test_a_browser_shows_how_things_stand(live, registry, digits, tmp_path):
         assert browser.value("document.querySelectorAll('#campaigns tbody tr').length") == 1
         label = browser.wait("document.querySelector('#strength svg').getAttribute('aria-label')")
         assert label.startswith("strength of the last")
+        ledger = running.server.ledger
+        asked = wait_until(lambda: [row for row in ledger.requests() if row.finished_at], what="the end of the run")
+        ledger.update_request(asked[0], state="waiting", version="2")
+        browser.wait("document.getElementById('retrains').textContent.includes('waits for a person')")
+        browser.wait("document.getElementById('banner').textContent.includes('version 2 passed the gate and waits')")
         assert browser.value("document.querySelectorAll('#inputs path').length") == 2
         browser.value("document.querySelector('[data-span=\"86400\"]').click()")
         assert browser.value("document.querySelector('[data-span=\"86400\"]').getAttribute('aria-pressed')") == "true"

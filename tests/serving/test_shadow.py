@@ -1,9 +1,11 @@
 """The challenger beside the champion: measured on live traffic, and never part of an answer."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 from serving_support import FolderRegistry, wait_until
 
 from redoubt.bundle import write_bundle
@@ -48,6 +50,41 @@ def test_it_is_measured_and_never_answers(live, two):
     two.challenger = None
     wait_until(lambda: running.status()["challenger"] is None)
     assert list((running.server.settings.home / "challenger" / "digits").iterdir()) == []
+
+
+def counted(running) -> dict:
+    """Compared inputs by (classes, verdicts)."""
+    found = text_string_to_metric_families(running.client.get("/metrics").text)
+    rows = [row for family in found for row in family.samples if row.name == "redoubt_challenger_inputs_total"]
+    return {(row.labels["classes"], row.labels["verdicts"]): row.value for row in rows if row.value}
+
+
+def test_decisions_are_compared_and_counted(live, make_bundle, other_model):
+    registry = WithChallenger({1: make_bundle(), 2: make_bundle(model=other_model)}, 1)
+    running = live(registry, shadow_share=1.0)
+    shadow = running.server.shadow
+    wait_until(lambda: running.status()["challenger"], what="the challenger")
+    detector = shadow._loaded.detector
+    detector.settings = replace(detector.settings, threshold=-1e3)   # flags everything; the champion's does not
+    x = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.1
+    outputs = {row["name"]: torch.tensor(row["data"]) for row in running.infer(x).json()["outputs"]}
+    found = wait_until(lambda: (row := running.status()["challenger"]) and row["inputs"] == 40 and row)
+    flagged = outputs["is_adversarial"].float().mean().item()
+    assert found["flagged"] == 1 and found["champion_flagged"] == found["verdict_agreement"] == pytest.approx(flagged)
+    counts = counted(running)
+    assert sum(counts.values()) == 40
+    same = (outputs["label"] == shadow._loaded.probabilities(x).argmax(1)).sum().item()
+    assert sum(count for (classes, _), count in counts.items() if classes == "same") == same
+    assert sum(count for (_, verdicts), count in counts.items() if verdicts == "same") == round(40 * flagged)
+
+
+def test_without_a_detector_on_both_sides_only_classes_are_compared(live, two):
+    running = live(two, shadow_share=1.0)
+    wait_until(lambda: running.status()["challenger"])
+    running.infer(torch.zeros(3, 1, 8, 8))
+    wait_until(lambda: running.status()["challenger"]["inputs"] == 3)
+    assert running.status()["challenger"]["verdict_agreement"] is None
+    assert {verdicts for _, verdicts in counted(running)} == {"none"}
 
 
 def test_a_challenger_that_fails_harms_nobody(live, two, monkeypatch):

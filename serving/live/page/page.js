@@ -124,12 +124,16 @@ function show(frame) {
   if (!document.hidden) draw();
 }
 
+// What the states are called where people read them; all others are their own word.
+const WORDS = { waiting: "waits for a person" };
+
 function say(frame, open, run) {
   if (!frame.ready) return banner("alarm", "No model is served yet.");
   if (!open) return banner("calm", frame.monitor ? "All clear: the traffic looks like clean inputs." : "Serving without a detector: attacks go unseen.");
   const strength = open.strength ? `, strength ${figure(open.strength.estimate)} ${open.strength.norm}` : "";
+  const waits = frame.retrains.find(row => row.campaign === open.id && row.state === "waiting");
   const doing = run ? `; retraining at ${figure(run.epsilon)}${run.step ? `, step ${run.step}` : ""}`
-    : open.outcome ? `; ${open.outcome}` : "; gathering evidence";
+    : waits ? `; version ${waits.version} passed the gate and waits for a person` : open.outcome ? `; ${open.outcome}` : "; gathering evidence";
   banner(open.outcome === "shift" ? "" : "alarm", `${open.outcome === "shift" ? "Shift" : "Campaign"} since ${time(open.opened_at)}: ${open.flagged} inputs flagged${strength}${doing}.`);
 }
 
@@ -146,6 +150,9 @@ function tiles(frame, open) {
     ["statistic", monitor ? figure(monitor.statistic, 1) : "–", monitor ? `alarm at ${figure(monitor.threshold, 1)}` : ""],
     ["campaign", open ? whole(open.flagged) : "none", open ? "flagged inputs" : ""],
   ];
+  const rival = frame.challenger, share = value => `${(100 * value).toFixed(1)} %`;
+  if (rival) rows.push([`challenger v${rival.version}`, rival.inputs ? share(rival.agreement) : "–",
+    `of ${whole(rival.inputs)} inputs decided alike${rival.verdict_agreement === null ? "" : `, verdicts ${share(rival.verdict_agreement)}`}`]);
   $("tiles").replaceChildren(...rows.map(([name, value, more]) => {
     const box = element("div"), dd = element("dd", value);
     dd.append(element("small", more));
@@ -245,7 +252,7 @@ function tables(frame) {
     figure(row.matched), row.outcome ?? "undecided", row.reason ?? ""]), "no campaign so far");
   table("retrains", [["asked"], ["ended"], ["epsilon", "number"], ["state"], ["version"], ["reason", "reason"]],
     frame.retrains.map(row => [time(row.created_at), time(row.finished_at), `${row.norm} ${figure(row.epsilon)}`,
-      row.state + (row.step ? `, ${row.step}` : ""), row.version ? `v${row.version}` : "", row.reason ?? ""]),
+      (WORDS[row.state] ?? row.state) + (row.step ? `, ${row.step}` : ""), row.version ? `v${row.version}` : "", row.reason ?? ""]),
     "no retraining run so far");
 }
 
