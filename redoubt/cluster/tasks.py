@@ -14,6 +14,7 @@ from datetime import datetime
 
 DRIVER = "-driver"
 _FRAME = re.compile(r"root|(for-loop|condition|exit-handler)-.*")   # groups of steps, which have drivers as well
+_TRY = re.compile(r"executor(\([0-9]+\))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +33,24 @@ class Task:
 
 
 def steps(rows: list[dict]) -> tuple[Task, ...]:
-    """The steps that have begun, in the order of their beginnings. One whose driver failed has failed."""
+    """The steps that have begun, in the order of their beginnings. One whose driver failed has failed.
+
+    A server without drivers lists its steps alone.
+    """
     drivers: dict[str, set[str]] = {}
     for row in rows:
         name = row.get("display_name", "")
         if name.endswith(DRIVER) and not _FRAME.fullmatch(name.removesuffix(DRIVER)):
             drivers.setdefault(name.removesuffix(DRIVER), set()).add(state_of(row))
+    alone = not any(row.get("display_name", "").endswith(DRIVER) for row in rows)
     skipped = [row for row in rows if row.get("display_name") == "executor" and state_of(row) == "SKIPPED"]
     found = []
     for row in rows:
         name = row.get("display_name", "")
         if name.removesuffix(DRIVER) in drivers and name.endswith(DRIVER) and state_of(row) == "FAILED":
             found.append(_task(row, name.removesuffix(DRIVER), "FAILED"))
-        elif "SUCCEEDED" in drivers.get(name, ()) and state_of(row):
+        elif state_of(row) and ("SUCCEEDED" in drivers.get(name, ()) or
+                                (alone and not _FRAME.fullmatch(name) and not _TRY.fullmatch(name))):
             found.append(_task(row, name, "SKIPPED" if _cached(row, skipped) else state_of(row)))
     return tuple(sorted(found, key=lambda task: task.started))
 

@@ -9,7 +9,7 @@ import pytest
 from cluster_support import until
 
 from pipelines.cluster.connect import kubernetes_api
-from redoubt.cluster.claims import VOID, claim, holder_of
+from redoubt.cluster.claims import VOID, claim, forget, holder_of
 from redoubt.cluster.errors import Conflict, NotFound
 from redoubt.cluster.kubernetes import CONFIG_MAP, EVENT, LEASE
 from redoubt.threat import ThreatModel
@@ -104,6 +104,9 @@ def test_one_run_of_many_gets_the_claim(kubernetes, name):
     assert holder_of(kubernetes, f"{name}-other") is None
     with pytest.raises(NotFound):
         kubernetes.get(LEASE, f"{name}-other")
+    for _ in range(2):   # there, and gone
+        forget(kubernetes, name)
+    assert holder_of(kubernetes, name) is None
 
 
 def test_an_event_is_taken_and_seen(kubernetes, name):

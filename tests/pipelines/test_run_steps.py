@@ -62,3 +62,8 @@ def test_a_sweeps_loop_and_a_condition_are_no_steps():
 ], ids=["waits for a node", "second try", "waits, without retries", "runs, without retries", "no pod yet"])
 def test_a_step_is_at_work_once_its_pod_runs(pods, at_work):
     assert run(node("train-driver", "SUCCEEDED", 9, 10), node("train", "RUNNING", 11), *pods).at_work == at_work
+
+
+def test_a_server_without_drivers_lists_its_steps_alone():
+    assert shown(run(node("root", "RUNNING"), node("begin", "SUCCEEDED", 1, 2), node("train", "RUNNING", 3))) == [
+        ("begin", "SUCCEEDED"), ("train", "RUNNING")]
