@@ -163,12 +163,13 @@ def sweep(
     if local:
         raise typer.Exit(_sweep_here(asked, out))
     from pipelines.cluster import package, submit
-    from pipelines.cluster.connect import pipelines_api
+    from pipelines.cluster.connect import check_endpoint, pipelines_api
     from pipelines.cluster.place import placing
     from pipelines.cluster.settings import load
 
     chosen = load(settings, given=tuple(given or ()), endpoint=endpoint, namespace=namespace, image=image,
                   allow_tag=allow_tag or None, pipeline=sweeping.NAME, experiment=sweeping.NAME)
+    check_endpoint(chosen)
     submit.check_image(chosen)
     api = pipelines_api(chosen)
     _preflight(chosen)
@@ -198,11 +199,12 @@ def _sweep_here(asked: dict, out: Path) -> int:
 def _ready(training: dict, settings: Path | None, given: list[str] | None, **flags):
     """What a run needs: settings, checked parameters, the server, and the pipeline's version on it."""
     from pipelines.cluster import package, submit
-    from pipelines.cluster.connect import pipelines_api
+    from pipelines.cluster.connect import check_endpoint, pipelines_api
     from pipelines.cluster.settings import load
 
     chosen = load(settings, given=tuple(given or ()), **flags)
     asked = _parameters(training, chosen.tracking_uri).to_json() | _together(chosen)
+    check_endpoint(chosen)
     submit.check_image(chosen)
     api = pipelines_api(chosen)
     _preflight(chosen)

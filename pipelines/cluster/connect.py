@@ -25,10 +25,7 @@ def pipelines_api(settings: ClusterSettings) -> Pipelines:
         InvalidInput: without an endpoint, on a multi-user server without a namespace, or for one that is too old.
         ClusterError: when it does not answer.
     """
-    if not settings.endpoint:
-        raise InvalidInput("no Kubeflow Pipelines API named: give --endpoint or set REDOUBT_KFP_ENDPOINT. Without one "
-                           "that is exposed: kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8888:80, and "
-                           "--endpoint http://localhost:8888")
+    check_endpoint(settings)
     token = Path(settings.token_file).expanduser() if settings.token_file else None
     connection = Connection(
         settings.endpoint, what="Kubeflow Pipelines", environment=True, token_file=token,
@@ -49,6 +46,14 @@ def pipelines_api(settings: ClusterSettings) -> Pipelines:
     if about.get("multi_user") and not settings.namespace:
         raise InvalidInput(f"{settings.endpoint} has users: give --namespace, the name of your profile")
     return api
+
+
+def check_endpoint(settings: ClusterSettings) -> None:
+    """Raise InvalidInput where the settings name no server."""
+    if not settings.endpoint:
+        raise InvalidInput("no Kubeflow Pipelines API named: give --endpoint or set REDOUBT_KFP_ENDPOINT. Without one "
+                           "that is exposed: kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8888:80, and "
+                           "--endpoint http://localhost:8888")
 
 
 def _check_release(about: dict, endpoint: str) -> None:
