@@ -94,8 +94,11 @@ def verify(folder: Path, manifest: str, trusted: Sequence[Ed25519PublicKey]) -> 
 def trusted_keys(files: Iterable[Path | str] | None = None) -> tuple[Ed25519PublicKey, ...]:
     """Public keys out of PEM files; by default out of those that REDOUBT_TRUSTED_KEYS, a JSON list, names.
 
+    Args:
+        files: a folder stands for every `.pub` in it.
+
     Raises:
-        InvalidInput: when one holds no Ed25519 public key.
+        InvalidInput: when one holds no Ed25519 public key, or a folder no `.pub`.
     """
     if files is None:
         text = os.environ.get(TRUSTED_KEYS) or "[]"
@@ -105,7 +108,17 @@ def trusted_keys(files: Iterable[Path | str] | None = None) -> tuple[Ed25519Publ
             files = None
         if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
             raise InvalidInput(f'{TRUSTED_KEYS}={text!r}: write a JSON list such as ["redoubt.key.pub"]')
-    return tuple(_load(file, serialization.load_pem_public_key, Ed25519PublicKey) for file in files)
+    return tuple(_load(file, serialization.load_pem_public_key, Ed25519PublicKey) for one in files
+                 for file in _public_files(Path(one).expanduser()))
+
+
+def _public_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(path.glob("*.pub"))
+    if not found:   # trusting nobody would mean that no signature is asked for
+        raise InvalidInput(f"{TRUSTED_KEYS}: the folder {path} holds no .pub file")
+    return found
 
 
 def key_id(key: Ed25519PublicKey) -> str:

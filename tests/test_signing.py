@@ -88,3 +88,16 @@ def test_keys_that_are_none(tmp_path, keys, folder, monkeypatch):
         trusted_keys()
     monkeypatch.setenv("REDOUBT_TRUSTED_KEYS", json.dumps([f"{private}.pub"]))
     assert len(trusted_keys()) == 1
+
+
+def test_a_folder_stands_for_every_public_key_in_it(tmp_path, keys, monkeypatch):
+    """As a ConfigMap is mounted. One without any would mean that no signature is asked for, so it is a mistake."""
+    mounted, private = tmp_path / "mounted", keys("mine")[0]
+    mounted.mkdir()
+    monkeypatch.setenv("REDOUBT_TRUSTED_KEYS", json.dumps([str(mounted)]))
+    with pytest.raises(InvalidInput, match=r"holds no \.pub file"):
+        trusted_keys()
+    for name in ("old.pub", "new.pub"):
+        (mounted / name).write_bytes(private.with_name(private.name + ".pub").read_bytes())
+    (mounted / "README").write_text("not a key")
+    assert len(trusted_keys()) == 2

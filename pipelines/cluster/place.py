@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 from kfp import dsl, kubernetes
 
 from components.context import CHECKPOINTS
 from components.image import IMAGE
 from components.train.trainjob import NODES, Nodes
 from pipelines.cluster.settings import ClusterSettings
+from redoubt.signing import SIGNING_KEY, TRUSTED_KEYS
 
 LABEL = ("app.kubernetes.io/name", "redoubt-steps")   # not part-of, which closes a pod to the network
 COMPUTING = ("train", "evaluate", "fit_detector", "gate")
@@ -16,6 +19,8 @@ WITH_MLFLOW = ("train", "register", "gate")
 RESUMED = ("train", "evaluate")   # go on from what an attempt before has finished
 CHECKPOINT_PATH = "/checkpoints"
 _MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_OCI_KEYS = ("REDOUBT_OCI_USER", "REDOUBT_OCI_PASSWORD")
+SIGNING_PATH, TRUSTED_PATH = "/etc/redoubt/signing", "/etc/redoubt/trusted"
 _S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION")
 
 
@@ -87,6 +92,14 @@ def _secrets(name: str, task: dsl.PipelineTask, settings: ClusterSettings) -> No
         kubernetes.use_secret_as_env(task, settings.mlflow_secret, {key: key for key in _MLFLOW_KEYS}, optional=True)
     if settings.s3_secret and name in (*WITH_MLFLOW, *READING_DATA):
         kubernetes.use_secret_as_env(task, settings.s3_secret, {key: key for key in _S3_KEYS}, optional=True)
+    if settings.oci_secret and name in READING_DATA:
+        kubernetes.use_secret_as_env(task, settings.oci_secret, {key: key for key in _OCI_KEYS})
+    if settings.signing_secret and name == "register":
+        kubernetes.use_secret_as_volume(task, settings.signing_secret, mount_path=SIGNING_PATH)
+        task.set_env_variable(SIGNING_KEY, f"{SIGNING_PATH}/redoubt.key")
+    if settings.trusted_keys and name in WITH_MLFLOW:
+        kubernetes.use_config_map_as_volume(task, settings.trusted_keys, mount_path=TRUSTED_PATH)
+        task.set_env_variable(TRUSTED_KEYS, json.dumps([TRUSTED_PATH]))
     if settings.s3_endpoint and name in (*WITH_MLFLOW, *READING_DATA):
         task.set_env_variable("MLFLOW_S3_ENDPOINT_URL", settings.s3_endpoint)
         task.set_env_variable("AWS_ENDPOINT_URL", settings.s3_endpoint)

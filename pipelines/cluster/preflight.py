@@ -11,9 +11,11 @@ from redoubt.errors import InvalidInput
 
 SECRET = Kind(api="v1", plural="secrets", kind="Secret")
 CLAIM = Kind(api="v1", plural="persistentvolumeclaims", kind="PersistentVolumeClaim")
+CONFIG_MAP = Kind(api="v1", plural="configmaps", kind="ConfigMap")
 ACCOUNT = Kind(api="v1", plural="serviceaccounts", kind="ServiceAccount")
-FIELDS = (("mlflow_secret", SECRET), ("s3_secret", SECRET), ("image_pull_secrets", SECRET), ("data_claim", CLAIM),
-          ("checkpoint_claim", CLAIM), ("service_account", ACCOUNT))
+FIELDS = (("mlflow_secret", SECRET), ("s3_secret", SECRET), ("image_pull_secrets", SECRET), ("oci_secret", SECRET),
+          ("signing_secret", SECRET), ("trusted_keys", CONFIG_MAP), ("data_claim", CLAIM), ("checkpoint_claim", CLAIM),
+          ("service_account", ACCOUNT))
 
 
 def named(settings: ClusterSettings) -> Iterator[tuple[str, Kind, str]]:

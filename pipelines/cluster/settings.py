@@ -46,6 +46,9 @@ class ClusterSettings:
         data_claim, data_path: a PersistentVolumeClaim with data, and where it is mounted.
         checkpoint_claim: a PersistentVolumeClaim for checkpoints, so that a retried train or evaluate step goes on.
         mlflow_secret, s3_secret: Secrets whose keys become the environment variables of that name.
+        oci_secret: Secret with REDOUBT_OCI_USER and REDOUBT_OCI_PASSWORD, for data in a container registry.
+        signing_secret: Secret whose key `redoubt.key` is what the register step signs versions with.
+        trusted_keys: ConfigMap with public keys, `*.pub`, one of which must have signed what is fetched.
         s3_endpoint: address of an S3-compatible store that is not Amazon's.
         retries: how often a step is repeated; waits double from `retry_seconds`.
         step_hours: longest that one step may take.
@@ -82,6 +85,9 @@ class ClusterSettings:
     checkpoint_claim: str = ""
     mlflow_secret: str = ""
     s3_secret: str = ""
+    oci_secret: str = ""
+    signing_secret: str = ""
+    trusted_keys: str = ""
     s3_endpoint: str = ""
     retries: int = 2
     retry_seconds: int = 30
@@ -99,7 +105,7 @@ class ClusterSettings:
             if value and not _QUANTITY.fullmatch(value):
                 raise InvalidInput(f"{name}: {value!r} is no quantity: write 500m, 4 or 16Gi")
         for name in ("namespace", "service_account", "data_claim", "checkpoint_claim", "mlflow_secret", "s3_secret",
-                     "pipeline", "runtime"):
+                     "oci_secret", "signing_secret", "trusted_keys", "pipeline", "runtime"):
             value = getattr(self, name)
             if value and not _NAME.fullmatch(value):
                 raise InvalidInput(f"{name}: {value!r} is no name of Kubernetes: lowercase letters, digits, - and .")

@@ -106,6 +106,25 @@ def test_settings_reach_the_pods():
     assert spec["root"]["dag"]["tasks"]["train"]["retryPolicy"]["maxRetryCount"] == 5
 
 
+def test_keys_reach_the_steps_that_need_them_and_no_other():
+    settings = ClusterSettings(image=IMAGE, signing_secret="key", trusted_keys="public", oci_secret="login")
+    spec, platform = documents(package(settings).content)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    env = {name: {one["name"]: one["value"] for one in executor["container"].get("env", [])}
+           for name, executor in spec["deploymentSpec"]["executors"].items()}
+
+    def with_(part: str) -> set[str]:
+        return {name.removeprefix("exec-") for name, one in executors.items() if one.get(part)}
+
+    assert with_("secretAsVolume") == {"register"}
+    assert executors["exec-register"]["secretAsVolume"][0]["secretName"] == "key"
+    assert env["exec-register"]["REDOUBT_SIGNING_KEY"] == "/etc/redoubt/signing/redoubt.key"
+    assert with_("configMapAsVolume") == {"train", "register", "gate"}
+    assert env["exec-gate"]["REDOUBT_TRUSTED_KEYS"] == '["/etc/redoubt/trusted"]'
+    assert with_("secretAsEnv") == {"begin", "prepare-data"}
+    assert {"REDOUBT_SIGNING_KEY"} & set(env["exec-gate"]) == set()
+
+
 def test_several_nodes_leave_their_gpus_to_the_train_job():
     settings = ClusterSettings(image=IMAGE, nodes=3, gpus_per_node=8, data_claim="shared", service_account="steps")
     spec, platform = documents(package(settings).content)

@@ -256,6 +256,7 @@ def context(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("setting, plural", [
     ("mlflow_secret", "secrets"), ("s3_secret", "secrets"), ("image_pull_secrets", "secrets"),
+    ("oci_secret", "secrets"), ("signing_secret", "secrets"), ("trusted_keys", "configmaps"),
     ("data_claim", "persistentvolumeclaims"), ("checkpoint_claim", "persistentvolumeclaims"),
     ("service_account", "serviceaccounts"),
 ])
