@@ -2,6 +2,7 @@
 
     KUBECONFIG               whose current context may make namespaces, roles and a PriorityClass
     REDOUBT_KFP_ENDPOINT     Kubeflow Pipelines' API as this machine sees it; without it, what needs runs is skipped
+    REDOUBT_KFP_NAMESPACE    the profile, on a server with users
     REDOUBT_SERVING_IMAGE    the images as the cluster's nodes can pull them; without them, what needs pods is skipped
     REDOUBT_STEPS_IMAGE
     REDOUBT_RUN_TRACKING_URI  MLflow as a run's pods see it; without it runs end where they would register
