@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from components.context import MARK
 from redoubt.cluster.errors import ClusterError
-from redoubt.cluster.kubernetes import POD, Kind, Kubernetes
+from redoubt.cluster.kubernetes import EVENT, POD, Kind, Kubernetes
 
 WORKFLOW = Kind(api="argoproj.io/v1alpha1", plural="workflows", kind="Workflow")
 _HINTS = {
@@ -21,21 +21,32 @@ _HINTS = {
 }
 _QUOTA = "the namespace's quota is used up: ask for less, wait for other runs, or have it raised"
 _MOUNT = "a volume cannot be mounted: check data_claim and checkpoint_claim"
+_MISSING = "what it mounts is not there: check signing_secret and trusted_keys, and for the agent's pod the Secret " \
+           "ACCOUNT.service-account-token of service_account"
 
 
 def reasons(kubernetes: Kubernetes, run_id: str) -> list[str]:
     """One line for each thing that stands in a run's way: what is said, and what to do; none where nothing is known."""
     found: dict[str, None] = {}
     try:
-        for pod in kubernetes.list(POD, labels=f"pipeline/runid={run_id}"):
-            for line in [*of_pod(pod), *_last_words(kubernetes, pod)]:
+        workflows = kubernetes.list(WORKFLOW, labels=f"pipeline/runid={run_id}")
+        for pod in _pods(kubernetes, run_id, workflows):
+            for line in [*of_pod(pod), *_last_words(kubernetes, pod), *_mounts(kubernetes, pod)]:
                 found[line] = None
-        for workflow in kubernetes.list(WORKFLOW, labels=f"pipeline/runid={run_id}"):
+        for workflow in workflows:
             for line in of_workflow(workflow):
                 found[line] = None
     except ClusterError as error:
         found[f"its pods cannot be looked at: {error}"] = None
     return list(found)
+
+
+def _pods(kubernetes: Kubernetes, run_id: str, workflows: list[dict]) -> list[dict]:
+    """The steps' pods, and the agent's that runs the drivers, which bears the workflow's name alone."""
+    labels = [f"pipeline/runid={run_id}",
+              *(f"workflows.argoproj.io/workflow={one['metadata']['name']}" for one in workflows)]
+    found = {pod["metadata"]["name"]: pod for label in labels for pod in kubernetes.list(POD, labels=label)}
+    return list(found.values())
 
 
 def of_pod(pod: dict) -> list[str]:
@@ -69,6 +80,19 @@ def _last_words(kubernetes: Kubernetes, pod: dict) -> list[str]:
     return [f"{name}: {line.split(MARK, 1)[1].strip()}" for line in lines if MARK in line][-1:]
 
 
+def _mounts(kubernetes: Kubernetes, pod: dict) -> list[str]:
+    """Which volume keeps a pod from being made: its status does not say, only the kubelet's last event does."""
+    name, status = pod["metadata"]["name"], pod.get("status", {})
+    if status.get("phase") != "Pending":
+        return []
+    try:
+        events = kubernetes.list(EVENT, fields=f"involvedObject.name={name}")
+    except ClusterError:
+        return []
+    said = [one.get("message", "") for one in events if one.get("reason") in ("FailedMount", "FailedAttachVolume")]
+    return [_line(name, "FailedMount", said[-1])] if said else []
+
+
 def of_workflow(workflow: dict) -> list[str]:
     """What the controller says of pods that it could not make, or that wait for something."""
     found = []
@@ -88,6 +112,8 @@ def _line(name: str, reason: str, message: str) -> str:
     hint = _HINTS.get(reason, "")
     if "persistentvolumeclaim" in message:
         hint = _MOUNT
+    elif reason == "FailedMount":
+        hint = _MISSING if "not found" in message else _MOUNT
     said = f"{reason}: {_first(message)}" if message else reason
     return f"{name}: {said}" + (f"; {hint}" if hint else "")
 

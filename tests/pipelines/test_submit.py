@@ -366,6 +366,24 @@ def test_what_kubelet_and_scheduler_say_becomes_a_line(status, says):
     assert says in line
 
 
+@pytest.mark.parametrize("labels, message, says", [
+    ({"workflows.argoproj.io/workflow": "w"}, 'MountVolume.SetUp failed for volume "kube-api-access": secret '
+     '"team.service-account-token" not found', "ACCOUNT.service-account-token of service_account"),
+    ({"pipeline/runid": "1"}, 'MountVolume.SetUp failed for volume "key": secret "key" not found', "signing_secret"),
+    ({"pipeline/runid": "1"}, "Multi-Attach error for volume \"pvc-1\"", "check data_claim and checkpoint_claim"),
+], ids=["the agent's token", "a missing secret", "a volume that another node has"])
+def test_a_pod_that_cannot_mount_is_explained_by_its_events(labels, message, says):
+    """Its status says ContainerCreating and no more."""
+    api = ApiServer()
+    api.put("workflows", "w", {"metadata": {"labels": {"pipeline/runid": "1"}}, "status": {}})
+    api.put("pods", "p", {"metadata": {"labels": labels}, "status": {
+        "phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]}})
+    api.put("events", "p.1", {"involvedObject": {"name": "p"}, "reason": "FailedMount", "message": message})
+    api.put("events", "q.1", {"involvedObject": {"name": "q"}, "reason": "FailedMount", "message": "another's"})
+    line, = reasons(Kubernetes(Connection("http://k", what="k", transport=api.transport()), "redoubt"), "1")
+    assert line.startswith(f"p: FailedMount: {message}") and says in line
+
+
 def test_a_failed_step_is_heard_from_its_own_log():
     api = ApiServer()
     api.put("pods", "train-pod", {"metadata": {"labels": {"pipeline/runid": "1"}}, "status": {"phase": "Failed"}})

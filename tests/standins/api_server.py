@@ -209,8 +209,10 @@ class ApiServer(Faulty):
 
     def _list(self, plural: str, namespace: str, query: dict) -> list[dict]:
         wanted = dict(part.split("=", 1) for part in query.get("labelSelector", "").split(",") if part)
+        fields = dict(part.split("=", 1) for part in query.get("fieldSelector", "").split(",") if part)
         return [value for (kind, where, _), value in self.objects.items() if (kind, where) == (plural, namespace)
-                and wanted.items() <= value["metadata"].get("labels", {}).items()]
+                and wanted.items() <= value["metadata"].get("labels", {}).items()
+                and all(_field(value, path) == wish for path, wish in fields.items())]
 
     def _create(self, api, plural, namespace, body) -> tuple[int, dict]:
         name = body.get("metadata", {}).get("name", "")
@@ -322,3 +324,9 @@ def serving(server):
     finally:
         httpd.shutdown()
         httpd.server_close()
+
+
+def _field(value: dict, path: str):
+    for name in path.split("."):
+        value = value.get(name) or {}
+    return value
