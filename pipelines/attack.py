@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from pipelines.home import check_there
 from pipelines.traffic import Served, accuracy_of, adversarial
 from redoubt.attacks import ATTACKS
 from redoubt.data import load_source, prepare
@@ -37,7 +38,7 @@ def attack_served(
     client = Served(url, model_name)
     if not client.is_ready():
         raise RedoubtError(f"no model {model_name!r} is ready at {url}: start one with `redoubt serve`")
-    registry = Registry(tracking_uri, model_name)
+    registry = Registry(check_there(tracking_uri), model_name)
     champion = registry.champion()
     if champion is None:
         raise RegistryError(f"{model_name} has no champion in {tracking_uri}: `redoubt run` makes one")

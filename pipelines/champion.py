@@ -6,10 +6,11 @@ import json
 import tempfile
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.console import make_console
+from pipelines.show import no_versions
 from redoubt.bundle import Bundle
 from redoubt.errors import ArtifactError, InvalidInput, RedoubtError, Refused
 from redoubt.promotion.page import describe
@@ -17,7 +18,7 @@ from redoubt.promotion.policy import Policy
 from redoubt.promotion.record import GateDecision
 from redoubt.registry import CHAMPION, Registry, Version
 
-console = Console()
+console = make_console()
 
 
 def promote_version(registry: Registry, number: str, override: str, policy: Policy, *, again: bool = False) -> None:
@@ -103,7 +104,7 @@ def history_table(registry: Registry) -> None:
     changes, champion = registry.history(), registry.champion()
     if not changes and champion is None:
         if not registry.versions():
-            raise InvalidInput(f"no versions of {registry.model_name!r} yet: `redoubt run` makes the first")
+            raise InvalidInput(no_versions(registry))
         console.print(f"{registry.model_name} has had no champion yet", highlight=False)
         return
     table = Table("when", "champion", "before", "how", "by", "why", title=registry.model_name)

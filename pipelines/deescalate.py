@@ -8,19 +8,19 @@ from datetime import datetime
 from pathlib import Path
 
 import httpx
-from rich.console import Console
 
 from components.gate.step import LOWERED
+from pipelines.console import make_console
 from pipelines.home import home_folder
 from pipelines.options import policy_text
 from pipelines.parameters import RunParameters, retraining
 from redoubt.detection.matching import FLOOR
-from redoubt.errors import InvalidInput, RedoubtError, Refused
+from redoubt.errors import InvalidInput, Refused
 from redoubt.registry import Registry, Version
 from redoubt.threat import ThreatModel, dump_threats, parse_epsilon
 
 DAY = 24 * 3600.0
-console = Console()
+console = make_console()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def propose(
         who = f"version {champion.number} was trained for no threat model" if champion else "there is no champion"
         raise InvalidInput(f"{registry.model_name}: {who}: nothing can be lowered")
     threat = lower(champion, epsilon)
-    days, inputs = all_clear(read_status(quiet), registry, champion, quiet)
+    days, inputs = all_clear(read_status(quiet, registry.model_name), registry, champion, quiet)
     console.print(
         f"Version {champion.number} covers {', '.join(map(str, champion.threats))}. No attack for {days:.1f} days, "
         f"{inputs} distinct inputs watched. Proposed: a version for {threat}, in the hope of better clean accuracy.",
@@ -80,15 +80,26 @@ def lower(champion: Version, epsilon: str) -> ThreatModel:
     return ThreatModel(present.norm, float(f"{wanted:.4g}"))
 
 
-def read_status(quiet: Quiet) -> dict:
-    """What the server says of itself."""
+def read_status(quiet: Quiet, model_name: str) -> dict:
+    """What the server says of the model, whether it serves that one alone or several.
+
+    Raises:
+        InvalidInput: when the address is not that of a server which can tell.
+    """
     headers = {"Authorization": f"Bearer {quiet.api_key}"} if quiet.api_key else {}
+    base = quiet.url.rstrip("/")
     try:
-        answer = httpx.get(f"{quiet.url.rstrip('/')}/status", headers=headers, timeout=10)
+        answer = httpx.get(f"{base}/status", headers=headers, timeout=10)
+        if answer.status_code == 404:
+            answer = httpx.get(f"{base}/models/{model_name}/status", headers=headers, timeout=10)
         answer.raise_for_status()
-        return answer.json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise RedoubtError(f"{quiet.url} does not say what it saw ({error}); only the server that watched the traffic "
+        found = answer.json()
+        if "campaigns" not in found:
+            raise ValueError("this is no status")
+        return found
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidInput(f"{quiet.url} does not say what it saw ({why}); only the server that watched the traffic "
                            "knows whether all is clear: name it with --url") from None
 
 

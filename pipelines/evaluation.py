@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from components.evaluate import step as evaluate_step
 from components.prepare_data import step as prepare_step
 from components.register.page import card, datasets, page_title, save_figures, strength_points
 from components.register.step import asked_for
+from pipelines.console import make_console
 from redoubt.bundle import Bundle
 from redoubt.errors import InvalidInput, one_of
 from redoubt.evaluation.store import forget
@@ -29,7 +29,7 @@ from redoubt.report.facts import SUITES, figures_to_quote, metric_values, outwei
 
 PLACE = "evaluations"               # below it, in a version's run, one folder a suite
 PAGE, STATE = "report.html", "state"
-console = Console()
+console = make_console()
 
 
 def evaluate_version(
@@ -149,8 +149,11 @@ def page_file(out: Path) -> Path:
     """`out`, when it can name a page that has its facts beside it.
 
     Raises:
-        InvalidInput: for a folder, and for the name that the facts will have.
+        InvalidInput: for a folder, for the name that the facts will have, and where the folder that it goes to is not
+            there: that may be mistyped, and is never made.
     """
+    if not out.parent.is_dir():
+        raise InvalidInput(f"{out} cannot be written: there is no folder {out.parent}")
     if not out.name or out.is_dir():
         raise InvalidInput(f"{out} is a folder: name the file, such as {out / PAGE}")
     if out.suffix.lower() == ".json":
@@ -161,9 +164,8 @@ def page_file(out: Path) -> Path:
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Make the folder of `out`; what the file system then refuses becomes InvalidInput."""
+    """What the file system refuses becomes InvalidInput."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         raise InvalidInput(f"{error.filename or out} cannot be written ({error.strerror or error})") from None

@@ -49,6 +49,24 @@ def tracking_uri(home: Path, given: str = "") -> str:
     return chosen or f"sqlite:///{home / 'mlflow.db'}"
 
 
+def sqlite_file(uri: str) -> Path | None:
+    """The file behind a SQLite address, absolute; None for another kind, and for one in memory."""
+    path = uri.removeprefix("sqlite:///").partition("?")[0]
+    return Path(path).absolute() if uri.startswith("sqlite:///") and path not in ("", ":memory:") else None
+
+
+def check_there(uri: str) -> str:
+    """A registry's address, for those who only read: SQLite would make a new one at a mistyped address.
+
+    Raises:
+        InvalidInput: naming the file that is missing.
+    """
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():
+        raise InvalidInput(f"no registry at {uri}: there is no file {file}")
+    return uri
+
+
 def new_folder(parent: Path, name: str) -> Path:
     """A fresh folder under `parent`, named after `name` and the time, unique also within one second."""
     stamp = time.strftime("%Y%m%d-%H%M%S")

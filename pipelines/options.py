@@ -48,12 +48,16 @@ def name_and_version(target: list[str], model_name: str) -> tuple[str, str]:
 
 
 def open_registry(home: Path | None, uri: str, model_name: str):
-    """The registry; a home folder that is not there yet is a slip of the keyboard, not a wish for a new one."""
-    from pipelines.home import home_folder, tracking_uri
+    """The registry; one that is not there yet is a slip of the keyboard, not a wish for a new one.
+
+    Raises:
+        InvalidInput: naming the home folder or the SQLite file that is missing.
+    """
+    from pipelines.home import check_there, home_folder, sqlite_file, tracking_uri
     from redoubt.registry import Registry
 
     folder = home_folder(home, make=False)
     chosen = tracking_uri(folder, uri)
-    if chosen == tracking_uri(folder, f"sqlite:///{folder / 'mlflow.db'}") and not (folder / "mlflow.db").is_file():
+    if sqlite_file(chosen) == folder / "mlflow.db" and not (folder / "mlflow.db").is_file():
         raise InvalidInput(f"no registry in {folder} yet: `redoubt run` makes one, or name another with --home")
-    return Registry(chosen, model_name)
+    return Registry(check_there(chosen), model_name)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 from pipelines import local
+from pipelines.console import make_console
 from pipelines.home import new_folder
 from pipelines.parameters import RunParameters
-from redoubt.errors import Refused
+from redoubt.errors import InvalidInput, Refused
 from redoubt.promotion.page import robust_summary
 from redoubt.promotion.record import FAIL
 from redoubt.registry import Registry, Version
 
-console = Console()
+console = make_console()
 
 
 def follow_run(parameters: RunParameters, home: Path) -> int:
@@ -77,21 +77,32 @@ def _share(row: dict) -> dict:
 
 
 def versions_table(registry: Registry) -> None:
-    """Print all versions."""
+    """Print all versions.
+
+    Raises:
+        InvalidInput: when there is none; it names the models that there are.
+    """
     versions = registry.versions()
     if not versions:
-        console.print(f"no versions of {registry.model_name!r} yet: `redoubt run` makes the first")
-        return
+        raise InvalidInput(no_versions(registry))
+    withdrawn = registry.behind()[1]
     header = ("version", "alias", "trained for", "clean", "under attack", "gate", "cause")
     table = Table(*header, title=registry.model_name)
     for version in versions:
         table.add_row(
             str(version.number), "\n".join(version.aliases), "\n".join(map(str, version.threats)) or "nothing",
             version.tags.get("clean_accuracy", ""), _robust(version),
-            version.standing,
+            "rolled back" if version.number in withdrawn else version.standing,
             version.tags.get("cause", ""),
         )
     console.print(table)
+
+
+def no_versions(registry: Registry) -> str:
+    """What to say of a model without a version: its name may be mistyped."""
+    others = [name for name in registry.models() if name != registry.model_name]
+    return (f"no versions of {registry.model_name!r} yet: "
+            + (f"there is {', '.join(others)} (--model)" if others else "`redoubt run` makes the first"))
 
 
 def _robust(version: Version) -> str:

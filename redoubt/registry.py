@@ -21,6 +21,7 @@ from redoubt.bundle import Bundle, open_bundle
 from redoubt.errors import InvalidInput, Refused, RegistryError
 from redoubt.names import check_model_name
 from redoubt.promotion.history import GATE, OVERRIDE, Transition, transition
+from redoubt.promotion.record import said
 from redoubt.signing import trusted_keys
 from redoubt.succession import Succession
 from redoubt.threat import dump_threats
@@ -93,6 +94,11 @@ class Registry:
                 return []
             rows = client.search_model_versions(f"name = '{self.model_name}'", max_results=1000)
             return sorted((self._read(client, row.version) for row in rows), key=lambda v: -v.number)
+
+    def models(self) -> list[str]:
+        """The names of all models of this registry that have a version."""
+        with self._mlflow("list models") as client:
+            return sorted(row.name for row in client.search_registered_models() if row.latest_versions)
 
     def fetch(self, version: Version, folder: Path) -> Bundle:
         """Copy a version's bundle to `folder`, whole or not at all, and verify it.
@@ -297,7 +303,7 @@ class Registry:
                 raise Refused(f"version {version.number} may not become champion: {why}")
             expected = over if over is None or over == "any" else over.number
             change = transition(version.number, None, OVERRIDE if override or not version.passed else GATE, by=by,
-                                why=override or why or (version.override or version.decision or {}).get("reason", ""))
+                                why=override or why or said(version.override or version.decision or {}))
             return self._succession(client).take(change, expected)
 
     def rollback(self, *, why: str = "") -> Version:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "not applicable"
+_WAITS = "; the version waits for a person"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class GateDecision:
         failed = [f"{rule.rule} is {rule.value}, needs {rule.limit}" for rule in self.rules if rule.failed]
         if failed:
             return "; ".join(failed)
-        return "every rule passed; the version waits for a person" if self.waiting else "every rule passed"
+        return "every rule passed" + (_WAITS if self.waiting else "")
 
     def to_json(self) -> dict:
         """The record as it is stored."""
@@ -73,6 +74,11 @@ class GateDecision:
         """Read what `to_json` wrote."""
         return cls(rules=tuple(Rule(**line) for line in record["rules"]), n=record["n"], attack=record["attack"],
                    promoted=promoted)
+
+
+def said(record: dict) -> str:
+    """A record's reason for a promotion: whoever is promoted waits for nobody any more."""
+    return record.get("reason", "").removesuffix(_WAITS)
 
 
 def table(rules: list[dict]) -> str:

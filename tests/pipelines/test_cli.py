@@ -108,10 +108,39 @@ def test_versions_promotion_and_rollback(tmp_path, digits_model):
     assert "tried by hand" in redoubt("models", "show", "2", home=tmp_path).stdout
     assert redoubt("rollback", home=tmp_path).returncode == 0
     assert registry.champion().number == 1
+    listed = redoubt("models", "list", home=tmp_path).stdout.splitlines()
+    assert ["rolled back" in next(line for line in listed if f"│ {n} " in line) for n in (1, 2)] == [False, True]
+    mistyped = redoubt("models", "list", "--model", "redoutb", home=tmp_path)
+    assert (mistyped.returncode, mistyped.stderr) == (
+        2, "redoubt: no versions of 'redoutb' yet: there is redoubt (--model)\n")
+    why = "a reason that is a good deal longer than what fits into a window of eighty characters, to its very end"
     again = redoubt("rollback", "redoubt", home=tmp_path)
     assert (again.returncode, "rolled back from: 2" in again.stderr) == (2, True)
-    shown = redoubt("models", "history", home=tmp_path).stdout
-    assert "tried by hand" in " ".join(shown.split()).replace(" │ ", " ")
-    listed = redoubt("models", "list", home=tmp_path).stdout
-    assert "champion" in listed
+    assert "tried by hand" in redoubt("models", "history", home=tmp_path).stdout
     assert redoubt("promote", "7", home=tmp_path).returncode == 2
+    assert redoubt("promote", "2", "--override", why, home=tmp_path).returncode == 0
+    assert why in redoubt("models", "history", home=tmp_path).stdout, "in a pipe nothing is cut"
+
+
+@pytest.mark.parametrize("command", [
+    ["models", "list"], ["models", "history"], ["models", "show", "1"], ["compare", "1", "2"], ["report", "1"],
+    ["promote", "1"], ["rollback"],
+], ids=" ".join)
+def test_a_mistyped_registry_is_named_and_not_made(command, tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"")
+    file = tmp_path / "mlfow.db"
+    done = redoubt(*command, "--tracking-uri", f"sqlite:///{file}", home=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == f"redoubt: no registry at sqlite:///{file}: there is no file {file}\n"
+    assert not file.exists()
+
+
+def test_reports_go_to_folders_that_are_there(tmp_path, digits_model):
+    registry = Registry(f"sqlite:///{tmp_path / 'mlflow.db'}", "redoubt")
+    bundle = write_bundle(tmp_path / "b", digits_model, classes=list("0123456789"), threats=())
+    registry.register(bundle, metrics={}, parameters={}, tags={})
+    for command in (["report", "1"], ["compare", "1", "1"]):
+        done = redoubt(*command, "--out", str(tmp_path / "rep" / "a.html"), home=tmp_path)
+        assert done.returncode == 2
+        assert f"there is no folder {tmp_path / 'rep'}" in done.stderr
+    assert not (tmp_path / "rep").exists()

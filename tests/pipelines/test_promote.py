@@ -1,7 +1,11 @@
 """What people do to the champion by command: the gate runs, or its record is taken, and everything is written down."""
 
 import json
+import re
+import threading
 import time
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +16,7 @@ from pipelines import champion, deescalate
 from pipelines.champion import holds, promote_version, roll_back
 from pipelines.deescalate import Quiet, all_clear, lower, parameters, read_status
 from redoubt.bundle import write_bundle
-from redoubt.errors import InvalidInput, Overtaken, RedoubtError, Refused
+from redoubt.errors import InvalidInput, Overtaken, Refused
 from redoubt.promotion.policy import Policy
 from redoubt.registry import Registry
 from redoubt.threat import ThreatModel, load_threats
@@ -157,7 +161,7 @@ def test_after_a_long_all_clear_it_is_proposed(registry, defended, monkeypatch, 
         all_clear(status(campaigns=[campaign(5)]), registry, defended, QUIET)
     with pytest.raises(Refused, match="watched 10 distinct inputs"):
         all_clear(status(monitor={"distinct": 10}), registry, defended, QUIET)
-    monkeypatch.setattr(deescalate, "read_status", lambda quiet: status())
+    monkeypatch.setattr(deescalate, "read_status", lambda quiet, name: status())
     assert deescalate.propose(registry, QUIET, epsilon="", start=False, policy=None, home=None) == 0
     assert "redoubt deescalate m --epsilon 0.05 --yes" in capsys.readouterr().out
     asked = parameters(registry, defended, ThreatModel("Linf", 0.05), tmp_path, "")
@@ -180,8 +184,41 @@ def test_a_champion_set_by_hand_has_no_known_beginning(registry, register, defen
         all_clear(said, registry, registry.champion(), QUIET)
 
 
+@pytest.mark.parametrize("place", ["/status", "/models/m/status"], ids=["one model", "several"])
+def test_a_server_of_several_models_is_asked_about_this_one(place):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = json.dumps(status()).encode() if self.path == place else b"{}"
+            self.send_response(200 if self.path == place else 404)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        quiet = replace(QUIET, url=f"http://127.0.0.1:{server.server_port}/")
+        assert read_status(quiet, "m") == status()
+        if place != "/status":
+            with pytest.raises(InvalidInput, match="404"):
+                read_status(quiet, "other")
+        server.shutdown()
+
+
+def test_a_version_that_waited_does_not_wait_in_the_history(registry, register, digits, digits_model, capsys):
+    register(digits_model)
+    gate(digits.folder, model_name="m", tracking_uri=registry.tracking_uri, version=1, objective="standard",
+         norm="Linf", epsilon=0.1, seed=0, policy=Policy(promotion="ask"))
+    assert registry.version(1).verdict == "waiting"
+    promote_version(registry, "1", "", Policy(promotion="ask"))
+    assert registry.history()[0].why == "every rule passed"
+
+
 def test_without_a_server_nobody_knows(registry):
-    with pytest.raises(RedoubtError, match=r"127\.0\.0\.1:9 does not say what it saw"):
-        read_status(QUIET)
+    for url in (QUIET.url, "nonsense", "ftp://host", "http://[::1", "http://no host"):
+        with pytest.raises(InvalidInput, match=f"^{re.escape(url)} does not say what it saw") as caught:
+            read_status(replace(QUIET, url=url), "m")
+        assert "\n" not in str(caught.value)
     with pytest.raises(InvalidInput, match="there is no champion"):
         deescalate.propose(registry, QUIET, epsilon="", start=False, policy=None, home=None)
