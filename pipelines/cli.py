@@ -90,6 +90,7 @@ def run(
     It runs through Kubeflow Pipelines' local runner, with the components that a cluster would run. Exit code 0 when
     the gate passed the version, 3 when it refused it, 1 when a step failed.
     """
+    from pipelines.preflight import check
     from pipelines.show import follow_run
 
     if key := os.environ.get("REDOUBT_SIGNING_KEY"):
@@ -103,6 +104,7 @@ def run(
         test_limit=test_limit, suite=suite, fpr=fpr,
         policy=policy_text(policy),
     )
+    check(parameters)
     raise typer.Exit(follow_run(parameters, folder))
 
 

@@ -13,6 +13,7 @@ from redoubt.threat import NORMS, ThreatModel, load_threats, parse_epsilon
 ARCHITECTURES = ("compact-cnn", "strided-cnn", "preactresnet-18", "wideresnet-28-10")
 OBJECTIVES = ("blend", "fast", "half", "mixed", "pgd", "standard", "trades")
 LEAST_PICTURES = 400
+LEAST_TESTED = 50
 SUITES = ("full", "quick", "standard")
 DATASETS = ("cifar10", "cifar100", "digits", "fashion-mnist", "mnist", "photo-patches")
 
@@ -107,6 +108,11 @@ class RunParameters:
             raise InvalidInput(f"lam must be a finite number above 0, not {self.lam}")
         if self.limit and self.limit < LEAST_PICTURES:
             raise InvalidInput(f"limit must be 0 for all or at least {LEAST_PICTURES}, not {self.limit}")
+        if self.test_limit and self.test_limit < LEAST_TESTED:
+            raise InvalidInput(f"test_limit must be 0 for all or at least {LEAST_TESTED}, not {self.test_limit}: fewer "
+                               "pictures say nothing of a model")
+        if self.image_size and not self.dataset.startswith(("folder:", *SCHEMES)):
+            raise InvalidInput(f"image_size resizes the pictures of a folder: those of {self.dataset} have their size")
         if max(self.seed, self.split_seed) >= 2**31:
             raise InvalidInput(f"seeds must be below {2**31}")
         if self.start and self.from_scratch:

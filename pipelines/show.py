@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import shutil
 from pathlib import Path
 
@@ -11,9 +13,9 @@ from rich.table import Column, Table
 
 from pipelines import local
 from pipelines.console import make_console
-from pipelines.home import new_folder
+from pipelines.home import home_folder, new_folder
 from pipelines.parameters import RunParameters
-from redoubt.errors import InvalidInput, Refused
+from redoubt.errors import InvalidInput, RedoubtError, Refused
 from redoubt.promotion.page import robust_summary
 from redoubt.promotion.record import FAIL
 from redoubt.registry import Registry, Version
@@ -28,10 +30,13 @@ def follow_run(parameters: RunParameters, home: Path) -> int:
     step = TextColumn("{task.description}", table_column=Column(min_width=12, no_wrap=True))
     columns = (SpinnerColumn(), step, BarColumn(20), TimeElapsedColumn(),
                TextColumn("{task.fields[detail]}"))
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         tasks = {name: progress.add_task(name, total=1, start=False, detail="", visible=False) for name in local.STEPS}
 
         def event(row: dict) -> None:
+            if not console.is_terminal:
+                console.print(plain_line(row), highlight=False, markup=False)
+                return
             task = tasks[row["step"]]
             if row.get("state") == "running":
                 progress.start_task(task)
@@ -46,12 +51,35 @@ def follow_run(parameters: RunParameters, home: Path) -> int:
     colour = {"promoted": "green", "waiting": "cyan", "refused": "yellow", "failed": "red"}[result.status]
     which = f"version {result.version}, " if result.version else ""
     console.print(f"[bold {colour}]{result.status}[/]: {which}{escape(result.reason)}", highlight=False)
-    if result.status == "waiting":
-        console.print(f"to make it champion: redoubt promote {parameters.model_name} {result.version}", highlight=False)
+    for line in what_next(result, parameters, home):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"log: {folder / 'run.log'}", highlight=False, soft_wrap=True)
     shutil.rmtree(folder / "artifacts", ignore_errors=True) if result.status != "failed" else None
     mistake = any(row.get("mistake") for row in local.read_progress(folder))
     return {"promoted": 0, "waiting": 0, "refused": Refused.exit_code, "failed": 2 if mistake else 1}[result.status]
+
+
+def what_next(result: local.RunResult, parameters: RunParameters, home: Path) -> list[str]:
+    """How the version does, and the command that comes next; nothing for a run that failed."""
+    if not result.version:
+        return []
+    name, number, lines = parameters.model_name, result.version, []
+    with contextlib.suppress(RedoubtError):   # the run has said how it ended, whether or not the registry still answers
+        version = Registry(parameters.tracking_uri, name).version(number)
+        robust = _robust(version).replace("\n", ", ")
+        lines.append(f"accuracy: {version.tags['clean_accuracy']} clean" + (f", {robust}" if robust else ""))
+    where = "" if home == home_folder(make=False) else f" --home {shlex.quote(str(home))}"
+    return lines + {
+        "promoted": [f"to serve it: redoubt serve --model {name}{where}",
+                     f"its report: redoubt report {number} --model {name}{where}"],
+        "waiting": [f"to make it champion: redoubt promote {name} {number}{where}"],
+        "refused": [f"rule by rule: redoubt models show {name} {number}{where}"],
+    }.get(result.status, [])
+
+
+def plain_line(row: dict) -> str:
+    """An event for a file or a pipe, one line each."""
+    return f"{row['step']}: {row.get('reason', row['state']) if 'state' in row else epoch_line(row)}"
 
 
 def epoch_line(row: dict) -> str:

@@ -10,7 +10,7 @@ from redoubt.bundle import MANIFEST, WEIGHTS, Bundle, open_bundle
 from redoubt.data import Prepared
 from redoubt.errors import InvalidInput, RedoubtError
 from redoubt.models import Architecture
-from redoubt.registry import Registry
+from redoubt.registry import Registry, Version
 
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<number>[0-9]+)|@(?P<alias>[^/@]+))")
 
@@ -74,11 +74,25 @@ def find(
 
 
 def _open(uri: str, tracking_uri: str, folder: Path) -> tuple[Bundle, str]:
+    found = look_up(uri, tracking_uri)
+    if found is None:
+        return open_bundle(uri), ""
+    registry, version = found
+    return registry.fetch(version, folder), f"{version.name}/{version.number}"
+
+
+def look_up(uri: str, tracking_uri: str) -> tuple[Registry, Version] | None:
+    """The version that `models:/NAME/VERSION` or `models:/NAME@ALIAS` names; None for a bundle's folder.
+
+    Raises:
+        InvalidInput: when there is no such version or folder.
+        RegistryError: when the registry cannot be read.
+    """
     if not uri.startswith("models:"):
         if not (Path(uri) / MANIFEST).is_file():
             raise InvalidInput(f"start {uri!r} is no bundle's folder: write one, models:/NAME/VERSION or "
                                "models:/NAME@ALIAS")
-        return open_bundle(uri), ""
+        return None
     match = _URI.fullmatch(uri)
     if match is None:
         raise InvalidInput(f"start {uri!r}: write models:/NAME/VERSION, models:/NAME@ALIAS or a bundle's folder")
@@ -88,7 +102,7 @@ def _open(uri: str, tracking_uri: str, folder: Path) -> tuple[Bundle, str]:
     version = registry.version(match["number"]) if match["number"] else registry.by_alias(match["alias"])
     if version is None:
         raise InvalidInput(f"start {uri!r}: {match['name']} has no alias {match['alias']!r}")
-    return registry.fetch(version, folder), f"{version.name}/{version.number}"
+    return registry, version
 
 
 def _unfit(bundle: Bundle, wanted: Architecture, data: Prepared) -> str:

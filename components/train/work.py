@@ -12,6 +12,7 @@ from components.train.parent import Start
 from redoubt.bundle import open_bundle, write_bundle
 from redoubt.compute import device, keep_memory, settle_threads
 from redoubt.data import Prepared
+from redoubt.errors import InvalidInput
 from redoubt.models import Architecture, Classifier, build
 from redoubt.threat import ThreatModel, cover, load_threats
 from redoubt.training import TrainConfig, default_epochs, fine_tuning, load_plugins, train
@@ -93,8 +94,15 @@ def settings(asked: dict, also: str, prepared: Prepared, pictures: int, start: S
     """What the step was asked for, and what follows from the data and the start, as the loop's settings.
 
     A warm start is a fine-tuning, unless both its weights and the number of epochs were asked for.
+
+    Raises:
+        InvalidInput: for a setting out of range, and for crops that would miss the pictures.
     """
-    threats = ()
+    threats, side = (), prepared.metadata["shape"][-1]
+    plugins = load_plugins(asked["plugins"], **AUGMENT.get(prepared.metadata["dataset"], {}))
+    if plugins.crop >= side:
+        raise InvalidInput(f"plug-in crop pads with {plugins.crop} pixels, and pictures have {side} a side: some cuts "
+                           "would hold nothing of them")
     if asked["objective"] != "standard":
         threats = cover([ThreatModel(asked["norm"], asked["epsilon"])], load_threats(also))
     batch_size = min(128, max(16, pictures // 10))
@@ -102,7 +110,7 @@ def settings(asked: dict, also: str, prepared: Prepared, pictures: int, start: S
     config = TrainConfig(
         **{key: asked[key] for key in ("objective", "steps", "lam", "seed", "precision")},
         threats=threats, epochs=epochs, batch_size=batch_size,
-        plugins=load_plugins(asked["plugins"], **AUGMENT.get(prepared.metadata["dataset"], {})),
+        plugins=plugins,
     )
     return fine_tuning(config) if start.bundle and not (start.asked and asked["epochs"]) else config
 

@@ -135,6 +135,34 @@ def test_a_mistyped_registry_is_named_and_not_made(command, tmp_path):
     assert not file.exists()
 
 
+@pytest.mark.parametrize("arguments, message", [
+    (["--tracking-uri", "http://127.0.0.1:9"], "the registry at http://127.0.0.1:9 could not"),
+    (["--tracking-uri", "sqlite:////no/such/mlflow.db"], "no registry can be made at sqlite:////no/such/mlflow.db"),
+    (["--start", "models:/other/3"], "other has no version 3"),
+    (["--start", "models:/other@best"], "best"),
+    (["--start", "models:/other"], "write models:/NAME/VERSION"),
+    (["--start", "/no/such"], "is no bundle's folder"),
+    (["--architecture", "torchvision:resnet19"], "no classification network 'resnet19'"),
+], ids=lambda value: value[-1] if isinstance(value, list) else "")
+def test_what_a_run_needs_is_looked_at_before_its_first_step(arguments, message, tmp_path):
+    done = redoubt("run", *arguments, home=tmp_path)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_in_a_pipe_prints_its_epochs_its_accuracy_and_what_comes_next(tmp_path):
+    done = redoubt("run", "--objective", "standard", "--epochs", "3", "--test-limit", "50", home=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[1].strip() for line in lines if line.startswith("train: epoch")] == [
+        "epoch 1", "epoch 2", "epoch 3"]
+    assert "gate: running" in lines
+    assert any(line.startswith("accuracy: 0.") and "clean" in line for line in lines)
+    assert "to serve it: redoubt serve --model redoubt" in lines
+
+
 def test_reports_go_to_folders_that_are_there(tmp_path, digits_model):
     registry = Registry(f"sqlite:///{tmp_path / 'mlflow.db'}", "redoubt")
     bundle = write_bundle(tmp_path / "b", digits_model, classes=list("0123456789"), threats=())

@@ -38,6 +38,12 @@ def test_plugins_are_passed_on_and_written_down(digits, tmp_path, configs):
     assert bundle.manifest["training"]["plugins"] == {"label_smoothing": 0.1, "patience": 3}
 
 
+def test_crops_that_would_miss_the_pictures_are_refused(digits, tmp_path):
+    with pytest.raises(InvalidInput, match="pads with 8 pixels, and pictures have 8 a side"):
+        step.run(digits.folder, tmp_path / "m", plugins='{"crop": 8}', **QUICK)
+    step.run(digits.folder, tmp_path / "m", plugins='{"crop": 7}', **QUICK)
+
+
 def test_its_rows_pass_through_the_steps_own_report(digits, tmp_path, monkeypatch):
     monkeypatch.setenv(PROGRESS, str(tmp_path / "progress.jsonl"))
     with context.step("train") as progress:
