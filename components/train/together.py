@@ -2,7 +2,8 @@
 
 The step stays one process to whoever runs it: it starts the others, passes on what the first of them reports, ends them
 when it is ended, and raises their error as its own. The processes share a folder: work.json goes in, events.jsonl
-grows, and each leaves done.RANK or error.RANK.json. `alive` is locked for as long as the step lives.
+grows, and each leaves done.RANK or error.RANK.json. `alive` is locked for as long as the step lives; on several nodes,
+whose volume may know no locks, the step writes `beat` anew at every look instead.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from pathlib import Path
 import torch
 
 from components.signals import sigterm_raises
+from components.train.trainjob import BEAT, LEFT
 from components.train.work import Work
 from redoubt import errors
 from redoubt.errors import InvalidInput, RedoubtError
 from redoubt.training.distributed import processes
 
 GRACE = 20.0   # seconds between SIGTERM and SIGKILL
+SILENCE = 600.0   # seconds without a beat after which the step is taken for gone
 _ROOT = Path(__file__).parents[2]
 
 
@@ -116,8 +119,12 @@ def _cause(folder: Path, size: int, code: int) -> RedoubtError:
 def main(folder: Path) -> int:
     """What torchrun starts: one of the processes. Returns its exit code."""
     rank = int(os.environ["RANK"])
-    if (folder / "alive").exists():   # not on several nodes, where a TrainJob ends its pods
+    if (folder / LEFT).exists():   # a pod that its Job starts again
+        return 143
+    if (folder / "alive").exists():
         threading.Thread(target=_end_with, args=(folder / "alive",), daemon=True).start()
+    if (folder / BEAT).exists():
+        threading.Thread(target=_end_without_beat, args=(folder,), daemon=True).start()
     try:
         with processes(), (folder / "events.jsonl").open("a", buffering=1) as events:
             def tell(event: dict) -> None:
@@ -149,6 +156,23 @@ def _end_with(alive: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_SH)
     except OSError:
         pass
+    os._exit(143)
+
+
+def _end_without_beat(folder: Path, silence: float = SILENCE, every: float = 15.0) -> None:
+    """End this process when the step that made the TrainJob is gone. Nothing but this process's own clock counts."""
+    last, since = "", time.monotonic()
+    while time.monotonic() - since < silence:
+        time.sleep(every)
+        try:
+            now = (folder / BEAT).read_text()
+        except OSError:   # the folder was removed, or its volume stumbles
+            continue
+        if now != last:
+            last, since = now, time.monotonic()
+    print(f"the step has not been heard of for {silence:g} s: it is gone, and so is what this is for", flush=True)
+    with contextlib.suppress(OSError):
+        (folder / LEFT).touch()
     os._exit(143)
 
 

@@ -6,6 +6,7 @@ rows of progress. See https://www.kubeflow.org/docs/components/trainer/ for the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ from redoubt.errors import RedoubtError
 
 NODES = "REDOUBT_TRAIN_JOB"   # holds `Nodes` as JSON where the step is to make a TrainJob
 NODE = "node"   # the name of replicated job and container in the runtime torch-distributed
+BEAT, LEFT = "beat", "left"   # files: written by the step at every look; by a process that found the step gone
 POLL_SECONDS = 5.0
 
 
@@ -85,10 +87,12 @@ def run(work, nodes: Nodes, progress: Callable[[dict], None], pulse: Callable[[i
             there["checkpoint"] = str(folder.parent / Path(there["checkpoint"]).name)
         (folder / "work.new").write_text(json.dumps(there))
         (folder / "work.new").replace(folder / "work.json")   # whole, or not there
+        (folder / LEFT).unlink(missing_ok=True)
+        _beat(folder)
         events = Events(folder / "events.jsonl", progress, pulse)
         try:
             follow(kubernetes or Kubernetes.in_cluster(), name, content(nodes, folder),
-                   say=lambda line: print(line, flush=True), tell=events.tell)
+                   say=lambda line: print(line, flush=True), tell=lambda: (_beat(folder), events.tell()))
         except RedoubtError as error:
             said = [json.loads(file.read_text())["message"] for file in sorted(folder.glob("error.*.json"))]
             if said:
@@ -97,6 +101,13 @@ def run(work, nodes: Nodes, progress: Callable[[dict], None], pulse: Callable[[i
         shutil.copytree(folder / "out", work.out, dirs_exist_ok=True)
         if there["checkpoint"]:   # the bundle is whole: nothing is left to go on from
             Path(there["checkpoint"]).unlink(missing_ok=True)
+
+
+def _beat(folder: Path) -> None:
+    """Tell the nodes that somebody waits for them. A canceled run's pod ends a second after the signal, whether or not
+    its TrainJob could be removed by then; the pod itself stays, and with it what it owns."""
+    with contextlib.suppress(OSError):   # a volume that stumbles is met again where it is needed
+        (folder / BEAT).write_text(str(time.time_ns()))
 
 
 class Events:
@@ -135,7 +146,9 @@ def content(nodes: Nodes, folder: Path) -> dict:
         "nodeSelector": nodes.node_selector, "serviceAccountName": nodes.service_account,
         "tolerations": [_toleration(one) for one in nodes.tolerations],
         "imagePullSecrets": [{"name": name} for name in nodes.image_pull_secrets]}.items() if value}
-    template = {"spec": {"replicatedJobs": [{"name": NODE, "template": {"spec": {"template": {"spec": pod}}}}]}}
+    # In a profile Istio would give every pod a sidecar, and the nodes' own protocols do not pass it.
+    pods = {"metadata": {"labels": {"sidecar.istio.io/inject": "false"}}, "spec": pod}
+    template = {"spec": {"replicatedJobs": [{"name": NODE, "template": {"spec": {"template": pods}}}]}}
     return {
         "runtimeRef": {"name": nodes.runtime, "kind": "ClusterTrainingRuntime", "apiGroup": "trainer.kubeflow.org"},
         "activeDeadlineSeconds": int(nodes.hours * 3600),

@@ -14,7 +14,7 @@ import yaml
 from standins.api_server import ApiServer, Fault
 
 from components.train import trainjob
-from components.train.trainjob import Nodes, content, follow, run, shared
+from components.train.trainjob import BEAT, LEFT, Nodes, content, follow, run, shared
 from redoubt.cluster.errors import Forbidden
 from redoubt.cluster.http import Connection
 from redoubt.cluster.kubernetes import Kubernetes
@@ -78,8 +78,10 @@ def test_each_node_asks_for_its_gpus_and_starts_as_many_processes():
     spec = content(NODES, Path("/data/job"))
     assert (spec["trainer"]["numNodes"], spec["trainer"]["numProcPerNode"]) == (2, 4)
     assert spec["trainer"]["resourcesPerNode"]["limits"] == {"memory": "4Gi", "nvidia.com/gpu": "4"}
-    pod = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"][
-        "template"]["spec"]
+    template = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]["template"][
+        "spec"]["template"]
+    assert template["metadata"]["labels"] == {"sidecar.istio.io/inject": "false"}
+    pod = template["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]} == {"/data", "/dev/shm"}
     assert Nodes(**json.loads(NODES.to_json())).nodes == 2
@@ -157,6 +159,7 @@ def test_data_go_out_and_the_bundle_and_progress_come_back(server, kubernetes, t
     (tmp_path / "data" / "metadata.json").write_text("{}")
     (tmp_path / "volume").mkdir()
     nodes, rows = Nodes(nodes=2, image="i", claim="shared", path=str(tmp_path / "volume")), []
+    beats = []
 
     def node():
         """What the first process does on the volume."""
@@ -166,6 +169,10 @@ def test_data_go_out_and_the_bundle_and_progress_come_back(server, kubernetes, t
         assert (Path(work["data"]) / "metadata.json").exists()
         Path(work["out"]).mkdir()
         (Path(work["out"]) / "weights").write_text("trained")
+        began, deadline = (found[0].parent / BEAT).read_text(), time.monotonic() + 30
+        while (found[0].parent / BEAT).read_text() in (began, "") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        beats.append((found[0].parent / BEAT).read_text() != began)
         (found[0].parent / "events.jsonl").write_text('{"epoch": 1}\n{"pulse": 3, "values": {"loss": 1}}\n')
         end(server, "Complete")
 
@@ -176,6 +183,7 @@ def test_data_go_out_and_the_bundle_and_progress_come_back(server, kubernetes, t
     thread.join()
     assert (tmp_path / "out" / "weights").read_text() == "trained"
     assert rows == [{"epoch": 1}, (3, {"loss": 1})]
+    assert beats == [True]
     assert list((tmp_path / "volume" / ".redoubt").iterdir()) == []
 
 
@@ -183,6 +191,36 @@ def test_a_volume_that_cannot_be_used_is_named():
     with pytest.raises(RedoubtError, match="is it ReadWriteMany"), \
             shared(Nodes(nodes=2, image="i", claim="shared", path="/proc/none"), "job"):
         pass
+
+
+LONELY = """
+import sys
+from pathlib import Path
+from components.train import together
+together._end_without_beat(Path(sys.argv[1]), silence=0.6, every=0.05)
+"""
+
+
+def test_a_node_whose_step_is_gone_ends(tmp_path):
+    """A canceled run's pod may end before its TrainJob is removed, and stays: nothing else would free the GPUs."""
+    (tmp_path / BEAT).write_text("0")
+    node = subprocess.Popen([sys.executable, "-c", LONELY, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for beat in range(1, 200):   # longer than the import of torch
+        (tmp_path / BEAT).write_text(str(beat))
+        time.sleep(0.05)
+        if beat > 100:
+            assert node.poll() is None, "it ended while the step lived"
+    said, _ = node.communicate(timeout=30)
+    assert node.returncode == 143 and "not been heard of" in said
+    assert (tmp_path / LEFT).exists()
+
+
+def test_a_node_that_its_job_starts_again_ends_at_once(tmp_path, monkeypatch):
+    from components.train.together import main
+
+    monkeypatch.setenv("RANK", "0")
+    (tmp_path / LEFT).touch()
+    assert main(tmp_path) == 143
 
 
 @pytest.mark.slow
