@@ -8,7 +8,7 @@ from cluster_support import pods_of
 OVERLAYS = ("base", "overlays/dev", "overlays/gpu", "overlays/kserve", "overlays/kubeflow", "overlays/monitoring")
 
 
-@pytest.mark.parametrize("overlay", [*OVERLAYS, "overlays/dev/runs"])
+@pytest.mark.parametrize("overlay", [*OVERLAYS, "overlays/dev/champion", "overlays/dev/runs"])
 def test_the_server_takes_every_object(cluster, namespace, overlay):
     documents = cluster.overlay(overlay, namespace)
     known = [one for one in documents if cluster.knows(one)]

@@ -10,9 +10,9 @@ import yaml
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)   # Python itself takes a quarter minute for a megabyte of YAML
 MANIFESTS = Path(__file__).parents[2] / "manifests"
-OVERLAYS = ("base", "overlays/dev", "overlays/dev/runs", "overlays/gpu", "overlays/kserve", "overlays/kubeflow",
-            "overlays/monitoring")
-WITH_SERVING = tuple(name for name in OVERLAYS if not name.endswith("runs"))
+OVERLAYS = ("base", "overlays/dev", "overlays/dev/champion", "overlays/dev/runs", "overlays/gpu", "overlays/kserve",
+            "overlays/kubeflow", "overlays/monitoring")
+WITH_SERVING = tuple(name for name in OVERLAYS if not name.startswith("overlays/dev/"))
 
 
 @cache

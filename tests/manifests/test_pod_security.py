@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from manifests_support import OVERLAYS, containers, of_kind, pods
+from manifests_support import OVERLAYS, WITH_SERVING, containers, of_kind, pods
 
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 SECCOMP = ("RuntimeDefault", "Localhost")
@@ -82,8 +82,7 @@ def test_our_own_rules(overlay):
             assert ":" in container["image"] and not container["image"].endswith(":latest"), where
 
 
-@pytest.mark.parametrize("overlay", [name for name in OVERLAYS if name not in ("overlays/kubeflow",
-                                                                              "overlays/dev/runs")])
+@pytest.mark.parametrize("overlay", [name for name in WITH_SERVING if name != "overlays/kubeflow"])
 def test_the_namespace_admits_restricted_pods_only(overlay):
     labels = of_kind(overlay, "Namespace")["redoubt"]["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"

@@ -105,7 +105,7 @@ def test_schemas_refuse_what_they_should():
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_group_is_known(overlay):
     """An object that neither schema knows would otherwise pass unseen."""
-    known = {"", "apps", "autoscaling", "coordination.k8s.io", "networking.k8s.io", "policy",
+    known = {"", "apps", "autoscaling", "batch", "coordination.k8s.io", "networking.k8s.io", "policy",
              "rbac.authorization.k8s.io", "scheduling.k8s.io", *OPERATORS, *BY_HAND}
     assert {group(one) for one in documents(overlay)} <= known
 
