@@ -89,6 +89,10 @@ class Cluster:
                 "template": {"metadata": {"labels": labels or {}}, "spec": pod}}
         self.apply([{"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, "namespace": namespace},
                      "spec": spec}])
+        return self.completed(name, namespace, seconds)
+
+    def completed(self, name: str, namespace: str, seconds: float) -> str:
+        """Wait for a Job's end, which must be a good one; returns its log."""
         state = {}
         deadline = time.monotonic() + seconds + 60
         while time.monotonic() < deadline:
