@@ -2,6 +2,8 @@
 
 Each replica has one key in a ConfigMap that all share, and merges its own into it. What it writes are totals since it
 began, with the tail of its flagged inputs: a reader who missed an interval misses nothing, it takes the difference.
+Every write stores the whole ConfigMap anew, and is answered with it, the leader's state included: flagged inputs that
+the leader has taken in are not told again.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import json
 import secrets
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -50,6 +52,13 @@ class Counts:
     digests: tuple[bytes, ...]
     evidence: Tensor | None
     clients: tuple[str, ...] = ()
+
+    def after(self, taken: int) -> Counts:
+        """The same without the flagged inputs up to number `taken`."""
+        new = max(0, self.flagged - taken)
+        rows = min(new, len(self.clients))
+        return replace(self, digests=self.digests[max(0, len(self.digests) - new):],
+                       evidence=self.evidence[-rows:] if rows else None, clients=self.clients[-rows:] if rows else ())
 
     def to_json(self) -> str:
         rows = None if self.evidence is None else self.evidence.to(torch.float32).numpy()
@@ -135,20 +144,26 @@ def _who(client: str) -> str:
 
 
 class Exchange:
-    """The ConfigMap through which counts go. Its methods raise ClusterError where the API does not answer."""
+    """The ConfigMap through which counts go. Its methods raise ClusterError where the API does not answer.
+
+    Attributes:
+        size: characters in it, as last read.
+    """
 
     def __init__(self, kubernetes: Kubernetes, name: str, replica: str):
         self._kubernetes, self._name, self._replica = kubernetes, name, replica
         self._told: str | None = None
+        self._taken: dict[str, int] = {}   # by epoch: flagged inputs that the leader has taken in
+        self.size = 0
 
     def publish(self, counts: Counts | None, state: dict | None = None) -> None:
         """Tell the others this replica's counts where they have changed, and the leader's state where it is given."""
-        text = None if counts is None else counts.to_json()
+        text = None if counts is None else counts.after(self._taken.get(counts.epoch, 0)).to_json()
         changed: dict = {} if text == self._told else {self._replica: text}
         if state is not None:
             changed[STATE] = json.dumps(state, separators=(",", ":"))
         if changed:
-            self._merge(changed)
+            self._learn(self._merge(changed))
             self._told = text
 
     def read(self) -> tuple[dict[str, Counts], dict | None]:
@@ -157,6 +172,7 @@ class Exchange:
             data = self._kubernetes.get(CONFIG_MAP, self._name).get("data") or {}
         except NotFound:
             return {}, None
+        self.size = sum(map(len, data.values()))
         found, state = {}, None
         for name, text in data.items():
             try:
@@ -172,12 +188,20 @@ class Exchange:
         """Remove what a replica told that has not been heard of for long."""
         self._merge({replica: None})
 
-    def _merge(self, data: dict) -> None:
+    def _learn(self, answer: dict) -> None:
+        """What the leader had taken in when this replica last wrote."""
         try:
-            self._kubernetes.merge(CONFIG_MAP, self._name, {"data": data})
+            taken = json.loads((answer.get("data") or {}).get(STATE) or "{}").get("taken") or {}
+            self._taken = {str(epoch): int(numbers[2]) for epoch, numbers in taken.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            self._taken = {}   # no leader wrote this: tell everything
+
+    def _merge(self, data: dict) -> dict:
+        try:
+            return self._kubernetes.merge(CONFIG_MAP, self._name, {"data": data})
         except NotFound:
             try:
                 told = {key: value for key, value in data.items() if value is not None}
-                self._kubernetes.create(CONFIG_MAP, self._name, {"data": told}, labels=_LABELS)
+                return self._kubernetes.create(CONFIG_MAP, self._name, {"data": told}, labels=_LABELS)
             except Conflict:   # another replica made it in between
-                self._kubernetes.merge(CONFIG_MAP, self._name, {"data": data})
+                return self._kubernetes.merge(CONFIG_MAP, self._name, {"data": data})

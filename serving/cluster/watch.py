@@ -29,6 +29,7 @@ from serving.settings import Settings
 log = logging.getLogger("redoubt.serving")
 Row = tuple[Tensor | None, str]   # a flagged input's evidence, where it was told, and who sent it
 SILENT = 3600.0   # seconds after which a replica that tells nothing is taken for gone
+ROOM, CROWDED = 512 * 1024, 60.0   # characters; beyond them so many seconds: nobody counts in a ConfigMap that is full
 
 
 class SharedWatch:
@@ -96,7 +97,7 @@ class SharedWatch:
         if judge.changed and self._leadership.leads:
             self._exchange.publish(self._tally.counts(), judge.state())
             judge.changed = False
-        for gone in judge.silent(found):
+        for gone in judge.silent(found, SILENT if self._exchange.size < ROOM else CROWDED):
             self._exchange.forget(gone)
 
     def monitor_status(self) -> dict | None:
@@ -200,15 +201,16 @@ class Judge:
                 self._monitor.reset()
                 alarm = False
 
-    def silent(self, found: dict[str, Counts]) -> list[str]:
-        """Replicas that have told nothing for so long that they are taken for gone."""
+    def silent(self, found: dict[str, Counts], longest: float = SILENT) -> list[str]:
+        """Replicas that have told nothing for so long that they are taken for gone. One that was only quiet tells its
+        totals again, and goes on where it stood."""
         now = self._clock()
         for name, counts in found.items():
             looks = (counts.epoch, counts.inputs)
             if self._heard.get(name, (None, 0.0))[0] != looks:
                 self._heard[name] = (looks, now)
         self._heard = {name: heard for name, heard in self._heard.items() if name in found}
-        return [name for name, (_, since) in self._heard.items() if now - since > SILENT]
+        return [name for name, (_, since) in self._heard.items() if now - since > longest]
 
     def state(self) -> dict:
         """What a successor needs to go on: the monitor, and how far each replica's counts were taken in."""

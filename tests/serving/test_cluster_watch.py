@@ -15,7 +15,7 @@ from redoubt.threat import ThreatModel
 from serving.cluster.counts import Counts, Exchange
 from serving.cluster.leadership import Leadership
 from serving.cluster.ledger import ConfigMapLedger
-from serving.cluster.watch import SILENT, SharedWatch
+from serving.cluster.watch import CROWDED, ROOM, SILENT, SharedWatch
 from serving.problems import Problems
 
 
@@ -218,6 +218,52 @@ def test_the_config_map_of_thirty_busy_replicas_is_within_its_limit(group):
     assert 30 * len(server.get("configmaps", "counts")["data"]["pod-0"]) < 1024 * 1024
 
 
+def test_what_the_leader_has_taken_in_is_not_told_again(group):
+    """Ten replicas write their keys every second, and each write stores the whole ConfigMap anew."""
+    server, (leader, other) = group(2)
+    for n in range(1, 13):
+        other.send("a" * 3 + "c" * 30)
+        tick([leader, other])
+        assert leader.watch.monitor_status()["distinct"] == 33 * n
+    told = Counts.from_json(server.get("configmaps", "counts")["data"]["pod-1"])
+    assert (told.flagged, len(told.digests), len(told.evidence)) == (36, 6, 6)   # of this interval and the one before
+    assert leader.watch.monitor_status()["flagged"] == 36
+
+
+def test_a_leader_who_could_not_say_what_it_took_in_takes_nothing_from_its_successor(group):
+    server, (first, second, third) = group(3)
+    third.send("a" + "c" * 40)
+    tick([first, second, third])
+    third.send("a" + "c" * 40)
+    third.watch.tick()
+    server.faults.append(Fault(503, matches=lambda call: call.verb == "patch"))
+    first.watch.tick()   # takes it in, and cannot write its state
+    server.faults.clear()
+    third.send("a" + "c" * 40)
+    third.watch.tick()
+    second.leadership.campaign()
+    second.now = 20.0
+    assert second.leadership.campaign()
+    second.watch.tick()
+    status = second.watch.monitor_status()
+    assert (status["distinct"], status["flagged"]) == (123, 3)
+
+
+def test_the_silent_go_sooner_where_the_room_is_short(group):
+    server, (first, second) = group(2)
+    second.send("c")
+    tick([first, second])
+    server.get("configmaps", "counts")["data"]["stranger"] = "x" * ROOM
+    for first.now in range(0, int(CROWDED) + 20, 9):
+        first.leadership.campaign()
+    first.watch.tick()
+    first.watch.tick()
+    assert "pod-1" not in server.get("configmaps", "counts")["data"]
+    second.send("c")   # it was quiet, and no more
+    tick([first, second])
+    assert first.watch.monitor_status()["distinct"] == 2
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"epoch": "e"}', "null"])
 def test_what_no_replica_wrote_is_left_out(group, text):
     server, (only,) = group(1)
@@ -230,6 +276,10 @@ def test_what_no_replica_wrote_is_left_out(group, text):
 def test_counts_survive_the_way_through_json():
     counts = Counts(epoch="e", key="1-r", inputs=9, passed=3, flagged=4, digests=(b"12345678", b"abcdefgh"),
                     evidence=torch.rand(2, 5), clients=("x", ""))
+    none, last = counts.after(4), counts.after(3)
+    assert (none.digests, none.clients, none.evidence) == ((), (), None)
+    assert (last.digests, last.clients, len(last.evidence)) == ((b"abcdefgh",), ("",), 1)
+    assert counts.after(0).to_json() == counts.to_json()
     back = Counts.from_json(counts.to_json())
     assert torch.equal(back.evidence, counts.evidence)
     assert json.loads(back.to_json()) == json.loads(counts.to_json())
