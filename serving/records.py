@@ -12,6 +12,8 @@ from redoubt.threat import ThreatModel
 
 DAY = 24 * 3600.0
 UNFINISHED = ("pending", "running")
+FINISHED = ("promoted", "waiting", "refused", "failed")   # states of a retraining request
+OUTCOMES = ("answered", "covered", "unanswered", "shift", "faded", "superseded", "dry-run")   # of a closed campaign
 SETTLED = ("refused", "waiting")   # the gate has spoken: the same request again would bring nothing new
 
 

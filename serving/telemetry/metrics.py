@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from serving.records import FINISHED, OUTCOMES
+
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _INPUTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _EPSILONS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 1.0)
@@ -52,6 +54,7 @@ class Metrics(Requests, Collector):
         self._strength = Histogram(
             "redoubt_strength", "Estimated epsilon of flagged inputs", registry=registry, buckets=_EPSILONS
         )
+        # Of a shared ledger every replica counts everything: whoever is asked, no event is missed.
         self.campaigns = Counter("redoubt_campaigns", "Closed campaigns", ["outcome"], registry=registry)
         self.retrains = Counter("redoubt_retrains", "Finished retraining requests", ["outcome"], registry=registry)
         self.swap = Histogram(
@@ -70,6 +73,10 @@ class Metrics(Requests, Collector):
         self.quarantined = Counter(
             "redoubt_quarantined", "Flagged inputs kept or dropped", ["result"], registry=registry
         )
+        for counter, values in ((self.campaigns, OUTCOMES), (self.retrains, FINISHED),
+                                (self._verdicts, ("clean", "adversarial", "none"))):
+            for value in values:   # to Prometheus a series that begins at 1 has not increased: no alert for the first
+                counter.labels(value)
         registry.register(self)
 
     def request(self, code: int, seconds: float | None = None) -> None:

@@ -45,6 +45,19 @@ def test_every_metric_that_is_asked_for_exists():
             assert name in known, f"{where}: {name}"
 
 
+def test_what_alerts_wait_for_is_counted_from_zero():
+    """A series that begins at 1 has not increased: the first campaign that went unanswered would raise no alert."""
+    from serving.telemetry.metrics import Metrics, render
+
+    text = render({"m": Metrics(lambda: {})}).decode()
+    waited = {match for alert in alerts()
+              for match in re.findall(r'increase\((redoubt_\w+)(?:\{outcome="([\w-]+)"\})?\[', alert["expr"])}
+    assert len(waited) >= 5
+    for name, outcome in waited:
+        labels = f',outcome="{outcome}"' if outcome else ""
+        assert f'{name}{{model="m"{labels}}} 0.0' in text, (name, outcome)
+
+
 def test_alerts_say_what_and_where_to_read_on():
     pages = (ROOT / "docs" / "operations.md").read_text()
     for alert in alerts():
