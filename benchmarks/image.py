@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.common import Report, arguments, table
+from components.train.trainjob import TORCHRUN
 
 BEYOND_BASE, READY = 1.2e9, 15.0
 HOME = "/var/lib/redoubt"
@@ -140,6 +141,7 @@ def runs(report: Report, engine: Engine, images: dict[str, str], folder: Path) -
                   options=("--network", "none", "--volume", scratch))
     report.figures["pipeline_seconds"] = time.perf_counter() - start
     report.say(f"\nall six steps in {images['steps']}: {report.figures['pipeline_seconds']:.0f} s, without a network")
+    engine.inside(images["steps"], *TORCHRUN, "--help", options=("--network", "none", "--volume", scratch))   # as nodes
 
     uri, host = f"http://127.0.0.1:{mlflow}", ("--network", "host")
     server = ["mlflow", "server", "--host=127.0.0.1", f"--port={mlflow}", "--workers=1",

@@ -26,6 +26,7 @@ from redoubt.errors import RedoubtError
 NODES = "REDOUBT_TRAIN_JOB"   # holds `Nodes` as JSON where the step is to make a TrainJob
 NODE = "node"   # the name of replicated job and container in the runtime torch-distributed
 BEAT, LEFT = "beat", "left"   # files: written by the step at every look; by a process that found the step gone
+TORCHRUN = ("python3", "-m", "torch.distributed.run")   # by its script's name it is not on the image's path
 POLL_SECONDS = 5.0
 
 
@@ -154,7 +155,7 @@ def content(nodes: Nodes, folder: Path) -> dict:
         "activeDeadlineSeconds": int(nodes.hours * 3600),
         "trainer": {
             "image": nodes.image, "numNodes": nodes.nodes, "numProcPerNode": max(1, nodes.gpus),
-            "command": ["torchrun", "-m", "components.train.together"], "args": [str(folder)],
+            "command": [*TORCHRUN, "-m", "components.train.together"], "args": [str(folder)],
             "resourcesPerNode": {"requests": resources, "limits": limits},
         },
         "runtimePatches": [{"manager": "redoubt.dev/train", "trainingRuntimeSpec": {"template": template}}],
