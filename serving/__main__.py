@@ -71,10 +71,11 @@ def serve(settings: Settings) -> int:
         app = create_several(settings) if settings.models else create_app(settings)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, timeout_graceful_shutdown=_LONGEST_SHUTDOWN, server_header=False,
-            proxy_headers=False, limit_concurrency=settings.max_connections, ws="none",
+            proxy_headers=False, ws="none",   # limit_concurrency would refuse probes, too, and the full be killed
             ssl_certfile=settings.tls_cert, ssl_keyfile=settings.tls_key,
         )
         server = _Uvicorn(config, app.state.server, settings.drain_seconds)
+        app.state.server.connections = lambda: len(server.server_state.connections)
         # For a signal before uvicorn listens to them; and uvicorn raises it again once it has shut down in order, which
         # must not look like a crash.
         for number in (signal.SIGTERM, signal.SIGINT):

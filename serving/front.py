@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from serving.hall import Hall
-from serving.problems import Busy, ServingError, TooLarge, Unsupported
+from serving.problems import Busy, Crowded, ServingError, TooLarge, Unsupported
 from serving.security import needed_role
 from serving.server import Server
 from serving.telemetry.logs import request_id as logged_id
@@ -121,7 +121,9 @@ class Front:
             peer = scope["client"][0] if scope.get("client") else "unknown"
             state["address"] = address = self._server.access.client_address(peer, headers)
             access = self._server.access
-            if needed_role(scope["method"], scope["path"]) is not None:
+            if needed_role(scope["method"], scope["path"]) is not None:   # the open paths are probes': they stay open
+                if self._server.connections() > self._settings.max_connections:
+                    raise Crowded("there are too many connections: try again later")
                 state["principal"] = principal = await access.identify(headers, address)
                 access.check(principal, scope["method"], scope["path"], headers)
             limit = self._settings.max_body_bytes if inference else min(_SMALL, self._settings.max_body_bytes)

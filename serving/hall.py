@@ -44,6 +44,7 @@ class Hall:
     """
 
     engine = admission = None
+    connections = staticmethod(lambda: 0)   # as of a server
 
     def __init__(self, settings: Settings, access: Access, servers: Mapping[str, Server]):
         self.settings, self.access, self.servers = settings, access, servers

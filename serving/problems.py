@@ -86,6 +86,16 @@ class NotReady(ServingError):
     status = 503
 
 
+class Crowded(ServingError):
+    """There are more connections than the server takes; HTTP 503, and this one is closed."""
+
+    status = 503
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Connection": "close"}
+
+
 class Expired(ServingError):
     """The request's time ran out before it was answered; HTTP 504."""
 

@@ -77,6 +77,7 @@ class Server:
             self._home.close()
             raise
         self.draining, self.admission = False, None   # the HTTP layer sets both
+        self.connections = lambda: 0   # how many there are now; whoever listens says so
         self._stop, self._counting = threading.Event(), threading.Lock()
         self._total = self._failed = 0
         self._watchers()

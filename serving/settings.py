@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     max_image_side: int = Field(
         4096, ge=8, description="Largest width or height in pixels of an uploaded picture, read before decoding"
     )
-    max_connections: int = Field(2048, ge=1, description="Most connections at a time; more get 503")
+    max_connections: int = Field(2048, ge=1, description="Most connections at a time; more get 503, probes apart")
     max_in_flight: int = Field(512, ge=1, description="Inference requests between arrival and answer; more get 429")
     max_in_flight_bytes: int = Field(
         256 * 2**20, ge=1024, description="Bytes of their bodies together; a body of unknown length counts in full"

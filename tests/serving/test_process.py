@@ -133,6 +133,23 @@ class Process:
         self.process.stdout.close()
 
 
+def test_a_full_server_still_answers_probes(tmp_path, mlflow_uri):
+    """The kubelet would end it, and so whoever opens many connections would end one replica after the other."""
+    with Process(tmp_path / "home", mlflow_uri, REDOUBT_MAX_CONNECTIONS="4") as process:
+        assert process.get("/status").status_code == 200
+        host, port = process.url.removeprefix("http://").split(":")
+        idle = [socket.create_connection((host, int(port))) for _ in range(6)]
+        try:
+            wait_until(lambda: process.get("/status").status_code == 503, 10, "a full server")
+            crowded = process.get("/status")
+            assert "too many connections" in crowded.json()["error"] and crowded.headers["connection"] == "close"
+            assert process.get("/v2/health/live").status_code == 200
+        finally:
+            for one in idle:
+                one.close()
+        wait_until(lambda: process.get("/status").status_code == 200, 10, "room again")
+
+
 def test_a_run_that_sigterm_interrupts_is_finished_once(tmp_path, mlflow_uri):
     home = tmp_path / "a home"
     ledger = SqliteLedger(home / "ledger.db")
