@@ -26,21 +26,25 @@ METADATA = "metadata.json"
 _HELD_OUT = {
     "validation": (2 / 60, 100),
     "detector_fit": (2 / 60, 250),
-    "calibration": (1 / 60, 200),
+    "calibration": (2 / 60, 200),
     "gate": (5 / 60, 200),
 }
 MINIMUM = 400   # below this no split is large enough to decide anything
 
 
-def split_sizes(n: int) -> dict[str, int]:
+def split_sizes(n: int, *, grouped: bool = False) -> dict[str, int]:
     """How `n` training pictures are divided; the rest after the held-out splits is `train`.
+
+    Pictures of one group say little more than one of them does: where they come in groups, a tenth is held out each
+    time.
 
     Raises:
         InvalidInput: for fewer than `MINIMUM` pictures.
     """
     if n < MINIMUM:
         raise InvalidInput(f"{n} training pictures are too few to split: at least {MINIMUM} are needed")
-    held_out = {name: max(round(n * share), min(least, n // 8)) for name, (share, least) in _HELD_OUT.items()}
+    held_out = {name: n // 10 if grouped else max(round(n * share), min(least, n // 8))
+                for name, (share, least) in _HELD_OUT.items()}
     return {"train": n - sum(held_out.values()), **held_out}
 
 
@@ -58,17 +62,21 @@ def prepare(
     test = (source.test_images, source.test_labels)
     if test[0] is None:
         cut = _whole_groups(source, order, len(order) // 6)
-        test = (source.train_images[order[:cut]], source.train_labels[order[:cut]])
+        rows = order[:cut] if source.groups is None else np.random.default_rng(seed).permutation(order[:cut])
+        test = (source.train_images[rows], source.train_labels[rows])
         order = order[cut:]
     if limit is not None:
         order = order[:limit]
         test = tuple(part[: max(limit // 6, 100)] for part in test)
 
     folder.mkdir(parents=True, exist_ok=True)
-    sizes, start, splits = split_sizes(len(order)), 0, {}
+    sizes, start, splits = split_sizes(len(order), grouped=source.groups is not None), 0, {}
+    mixed = np.random.default_rng(seed)
     for name in SPLITS[:-1]:
         end = len(order) if name == SPLITS[-2] else _whole_groups(source, order, start + sizes[name])
-        rows, start = np.sort(order[start:end]), end
+        # Sorted rows of groups would come class by class, and the first n of a split are often all that is looked at.
+        rows = np.sort(order[start:end]) if source.groups is None else mixed.permutation(order[start:end])
+        start = end
         splits[name] = _write(folder, name, source.train_images[rows], source.train_labels[rows])
     splits["test"] = _write(folder, "test", *test)
 
