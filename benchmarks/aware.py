@@ -1,11 +1,10 @@
 """Attackers who know the detector: one gradient through classifier and pixel evidence, several weights between them.
 
 Each of 60 steps climbs cross-entropy minus weight times the detector's logit above its threshold, with sign steps of
-epsilon / 10, then of epsilon / 40. The histograms are differentiable where a difference lies between two bins. The
-iterate that is kept is one that fools and passes, if there was any, else one that fools. Printed for each epsilon and
-weight: accuracy, the share that fools, the share that fools and is not flagged (what the attacker wants), and whether
-a campaign of what is still flagged would be answered. No target: this is what detection is worth against those who
-know it.
+epsilon / 10, then of epsilon / 40. The iterate that is kept is one that fools and passes, if there was any, else one
+that fools. Printed for each epsilon and weight: accuracy, the share that fools, the share that fools and is not flagged
+(what the attacker wants), and whether a campaign of what is still flagged would be answered. No target: this is what
+detection is worth against those who know it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from benchmarks.unseen import EPSILONS, Subject, subjects
 from redoubt.attacks import on_lattice
 from redoubt.attacks.gradient import input_gradient
 from redoubt.detection import Detector, decide
-from redoubt.detection.features import features
+from redoubt.detection.networks import certainty
 
 STEPS = 60
 WEIGHTS = (0.0, 0.1, 1.0, 10.0)
@@ -44,7 +43,7 @@ def aware(of: Subject, detector: Detector, x: Tensor, y: Tensor, epsilon: float,
         with torch.no_grad():
             sent = on_lattice(x_adv, levels)
             fooled = of.model(sent).argmax(1) != y
-            passed = detector.scorer(features(sent)) <= detector.settings.threshold
+            passed = _logit(detector, sent) <= detector.settings.threshold
         now = fooled.long() * (1 + passed.long()) - (~fooled).long()
         better = now >= rank
         best[better], rank = sent[better], torch.maximum(rank, now)
@@ -54,8 +53,12 @@ def aware(of: Subject, detector: Detector, x: Tensor, y: Tensor, epsilon: float,
 def _away(detector: Detector, x: Tensor) -> Tensor:
     """Gradient of the logit above the threshold, and of nothing once an input passes with a margin."""
     x = x.detach().requires_grad_()
-    above = (detector.scorer(features(x)) - detector.settings.threshold).clamp_min(-1)
-    return torch.autograd.grad(above.sum(), x)[0].nan_to_num(0.0, 0.0, 0.0)   # the root has no slope at empty bins
+    above = (_logit(detector, x) - detector.settings.threshold).clamp_min(-1)
+    return torch.autograd.grad(above.sum(), x)[0].nan_to_num(0.0, 0.0, 0.0)
+
+
+def _logit(detector: Detector, x: Tensor) -> Tensor:
+    return detector.scorer(x, certainty(detector.model(x).softmax(1)))
 
 
 def row(of: Subject, detector: Detector, epsilon: float, weight: float, n: int, steps: int) -> list:

@@ -32,7 +32,7 @@ from redoubt.detection.witness import bet
 
 CAMPAIGN = 64
 ATTACK_HEADER = ("champion", "attack", "epsilon", "n", "accuracy", "AUROC", "at 1 %", "flagged", "inside 90 %",
-                 "est/true", "1-1.25", "wealth 64", "retrains")
+                 "est/true", "1-1.25", "wealth 64", "retrains 64", "256")
 NOISE_HEADER = ("champion", "change", "accuracy", "flagged", "wealth 64", "retrains 64", "retrains 256")
 
 
@@ -41,7 +41,7 @@ def fitted(of: Subject, seed: int) -> Detector:
     folder = RESULTS / "detectors" / f"{of.name.replace(' ', '-')}-{seed}-{digest(of.key, code_key())}"
     if not (folder / "detector.json").is_file():
         detector = fit(of.model, of.data.tensors("detector_fit"), of.data.tensors("calibration"),
-                       levels=of.data.levels, seed=seed)
+                       levels=of.data.levels, further=of.data.tensors("train", 10_000), seed=seed)
         folder.mkdir(parents=True, exist_ok=True)
         detector.save(folder)
     return Detector.load(folder, of.model)
@@ -76,7 +76,7 @@ def attack_cell(of: Subject, detector: Detector, clean: Tensor, attack: str, eps
     x, y = of.data.tensors("test", args.n)
     if len(rows) < 10:
         return {"n": len(rows)}
-    verdicts = _assess(detector, x_adv)
+    verdicts = detector.assess(x_adv)
     with torch.no_grad():
         accuracy = (of.model(x_adv).argmax(1) == y[rows]).float().mean().item()
     norm = "L2" if attack in L2 else "Linf"
@@ -100,6 +100,9 @@ def attack_cell(of: Subject, detector: Detector, clean: Tensor, attack: str, eps
             "interval_98_percent": sum(one.low <= true <= one.high for one in named) / len(strengths),
             "retrains": sum(decide(one, of.covered).retrain for one in strengths) / len(strengths),
         }
+        more = [detector.campaign(rows) for rows in campaigns(
+            verdicts.evidence[verdicts.is_adversarial], 4 * CAMPAIGN, args.campaigns, args.seed)]
+        out["retrains_256"] = sum(decide(one, of.covered).retrain for one in more) / len(more) if more else None
     return out
 
 
@@ -111,7 +114,7 @@ def wealth(verdicts) -> float:
 
 def noise_cell(of: Subject, detector: Detector, x: Tensor, y: Tensor, args) -> dict:
     """What becomes of harmlessly changed pictures."""
-    verdicts = _assess(detector, x)
+    verdicts = detector.assess(x)
     with torch.no_grad():
         out = {"accuracy": (of.model(x).argmax(1) == y).float().mean().item(),
                "flagged": verdicts.is_adversarial.float().mean().item(), "wealth": wealth(verdicts)}
@@ -121,12 +124,6 @@ def noise_cell(of: Subject, detector: Detector, x: Tensor, y: Tensor, args) -> d
                      for rows in campaigns(evidence, size, args.campaigns, args.seed)]
         out[f"retrains_{size}"] = sum(one.retrain for one in decisions) / len(decisions) if decisions else None
     return out
-
-
-def _assess(detector: Detector, x: Tensor):
-    """Verdicts on any number of inputs."""
-    parts = [detector.assess(part) for part in x.split(256)]
-    return type(parts[0])(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
 def kept(name: str, key: str, make) -> dict:
@@ -144,7 +141,7 @@ def measure(report: Report, of: Subject, args) -> None:
     """All cells of one champion."""
     began, detector = time.perf_counter(), fitted(of, args.seed)
     seconds = time.perf_counter() - began
-    clean = _assess(detector, of.data.tensors("test")[0])
+    clean = detector.assess(of.data.tensors("test")[0])
     key = digest(of.key, code_key(), args.n, args.campaigns, args.seed)
     share = clean.is_adversarial.float().mean().item()
     report.say(f"\n{of.name}: {share:.4f} of {len(clean.score)} clean test pictures flagged "
@@ -165,7 +162,7 @@ def measure(report: Report, of: Subject, args) -> None:
 
 def attack_row(of: Subject, attack: str, epsilon, cell: dict) -> list:
     names = ("accuracy", "auroc", "at_1_percent", "flagged", "inside_90_percent", "estimate", "matched", "wealth",
-             "retrains")
+             "retrains", "retrains_256")
     cells = [cell.get(name) for name in names]
     shown = f"{epsilon:.4f}" if epsilon else f"L2 {cell.get('true', 0):.3g}"
     return [of.name, attack, shown, cell["n"], *["-" if one is None else f"{one:.3f}" for one in cells]]

@@ -160,7 +160,7 @@ class Engine:
         verdicts = None
         if loaded.detector is not None and self._settings.detection:
             try:
-                verdicts = loaded.assess(x)
+                verdicts = loaded.assess(x, probabilities)
                 self._problems.clear("detector")
             except Exception as error:   # a fault of the guard must not become a fault of the service
                 if "detector" not in self._problems.current():   # once, not with every batch while it lasts

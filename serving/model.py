@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -57,9 +58,11 @@ class LoadedModel:
             parts = [forward(part.to(self.device, non_blocking=True)) for part in x.split(CHUNK)]
             return (parts[0] if len(parts) == 1 else torch.cat(parts)).float().softmax(1).cpu()
 
-    def assess(self, x: Tensor) -> Verdicts:
-        """The detector's verdicts on x, on the CPU."""
-        parts = [self.detector.assess(part.to(self.device, non_blocking=True)) for part in x.split(CHUNK)]
+    def assess(self, x: Tensor, probabilities: Tensor | None = None) -> Verdicts:
+        """The detector's verdicts on x, on the CPU; what the model answered [N, K] spares it asking again."""
+        known = [None] * math.ceil(len(x) / CHUNK) if probabilities is None else probabilities.split(CHUNK)
+        parts = [self.detector.assess(part.to(self.device, non_blocking=True), answers)
+                 for part, answers in zip(x.split(CHUNK), known, strict=True)]
         names = parts[0].__dict__
         joined = {name: torch.cat([getattr(part, name) for part in parts]).cpu() for name in names} \
             if len(parts) > 1 or self.device.type != "cpu" else names
@@ -150,5 +153,5 @@ def _warm_up(loaded: LoadedModel, pause: Callable[[], None]) -> None:
         if probabilities.shape != (n, classes) or not probabilities.isfinite().all():
             raise ArtifactError(f"it does not answer with {classes} finite probabilities")
         if loaded.detector is not None:
-            loaded.assess(x)
+            loaded.assess(x, probabilities)
         pause()

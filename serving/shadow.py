@@ -146,8 +146,9 @@ class Shadow:
         if loaded is None:
             return
         try:
-            same = loaded.probabilities(x).argmax(1).numpy() == predicted
-            own = loaded.assess(x).is_adversarial.numpy() if loaded.detector is not None else None
+            probabilities = loaded.probabilities(x)
+            same = probabilities.argmax(1).numpy() == predicted
+            own = loaded.assess(x, probabilities).is_adversarial.numpy() if loaded.detector is not None else None
         except Exception as error:   # whatever it does, it does to itself
             log.warning("the challenger failed on a batch: %s", error)
             with self._ready:

@@ -71,7 +71,7 @@ def detector_folder(digits: Prepared, digits_model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("detector")
     detector = fit(
         digits_model, digits.tensors("detector_fit"), digits.tensors("calibration"), levels=16, seed=0,
-        config=FitConfig(blocks=96, strength_steps=150),
+        config=FitConfig(blocks=96, strength_steps=150, score_steps=200),
     )
     detector.save(folder)
     return folder

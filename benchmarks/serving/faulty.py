@@ -61,10 +61,10 @@ def main() -> None:
             raise sqlite3.OperationalError("database or disk is full (a fault to order)")
         return transaction(self)
 
-    def failing_assess(self, x):
+    def failing_assess(self, *given):
         if holds("detector"):
             raise RuntimeError("a fault to order")
-        return assess(self, x)
+        return assess(self, *given)
 
     probabilities = LoadedModel.probabilities
 

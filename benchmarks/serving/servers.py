@@ -93,10 +93,7 @@ def random_version(folder: Path, architecture: str, channels: int, size: int, se
     )
     model = build(shape).eval()
     write_bundle(folder, model, classes=[str(n) for n in range(10)], threats=())
-    count = feature_count(channels)
-    scorer = Scorer(count)
-    scorer.scale.fill_(1.0)
-    Detector(model, scorer, StrengthNet(count), Witness(), Settings(
+    Detector(model, Scorer(channels), StrengthNet(feature_count(channels)), Witness(), Settings(
         channels=channels, levels=255, fpr=0.01, threshold=1e3, null_rate=0.02, calibrated_on=1000, l2_logit=0.0,
         harmless_logit=0.0, attack_logit=0.0, apart=[1.0, 1.0], quantiles=[[[-2.0, -1.0, 1.0, 2.0]] * len(SIZES)] * 2,
         lowest=[0.01, 0.1], highest=[0.3, 3.0], asks=True, fitted={},
@@ -113,7 +110,7 @@ def digits_version(folder: Path, digits: Prepared, threats: Sequence[ThreatModel
     model = train(model, digits.tensors("train"), digits.tensors("validation"), config).model
     write_bundle(folder, model, classes=[str(n) for n in range(10)], threats=threats)
     fit(model, digits.tensors("detector_fit"), digits.tensors("calibration"), levels=16, seed=seed,
-        config=FitConfig(blocks=96, strength_steps=150)).save(folder)
+        config=FitConfig(blocks=96, strength_steps=150, score_steps=200)).save(folder)
     return seal(folder)
 
 

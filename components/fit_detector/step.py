@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from redoubt.detection import fit
 from redoubt.threat import ThreatModel
 
 QUALITY = "detection.json"
+FURTHER, MEMORY = 10_000, 200e6   # training pictures that the fit may draw from, and the bytes that they may take
 EPSILONS = (0.05, 0.1, 0.15, 0.2)
 
 
@@ -28,8 +30,9 @@ def run(data: Path, model: Path, out: Path, *, fpr: float = 0.01, seed: int = 0,
     prepared, bundle = Prepared.open(data), open_bundle(model)
     settle_threads(bundle.architecture.size)
     network = bundle.model()
+    count = min(FURTHER, int(MEMORY / (4 * math.prod(bundle.architecture.input_shape))))
     detector = fit(network, prepared.tensors("detector_fit"), prepared.tensors("calibration"),
-                   levels=prepared.levels, fpr=fpr, seed=seed)
+                   levels=prepared.levels, further=prepared.tensors("train", count), fpr=fpr, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
     detector.save(out)
     quality = measure(detector, network, *prepared.tensors("gate"), levels=prepared.levels, n=n, seed=seed)

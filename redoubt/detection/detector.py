@@ -14,16 +14,17 @@ from torch import Tensor, nn
 
 from redoubt.detection.features import feature_count, features
 from redoubt.detection.groups import excess, least, nested, upper_means
-from redoubt.detection.networks import EVIDENCE, NORMS, PIXELS, Scorer, StrengthNet
+from redoubt.detection.networks import EVIDENCE, NORMS, PIXELS, Scorer, StrengthNet, certainty
 from redoubt.detection.verdicts import Strength, Verdicts
 from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet, measures
 from redoubt.errors import ArtifactError, InvalidInput
 
-FORMAT = 3
+FORMAT = 4
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 SIZES = (1, 4, 16, 32)           # campaign sizes at which intervals are calibrated
 LEVELS = (0.01, 0.05, 0.95, 0.99)   # quantiles of the scaled error, kept for each norm and size
 SPREAD_FLOOR = 0.02              # no estimate of ln(epsilon) is trusted beyond this
+_CHUNK = 512                     # inputs looked at in one go, which bounds the memory that they take
 NORM_MINIMUM = 16                # with fewer inputs neither L2 nor harmless changes are told from Linf
 
 
@@ -97,38 +98,49 @@ class Detector:
         return self.settings.null_rate
 
     @torch.no_grad()
-    def assess(self, x: Tensor) -> Verdicts:
+    def assess(self, x: Tensor, probabilities: Tensor | None = None) -> Verdicts:
         """Judge inputs.
 
         Args:
             x: float [N, C, S, S] in [0, 1]; N may be 0.
+            probabilities: the classifier's answers [N, classes] where they are known; else it is asked.
 
         Raises:
             InvalidInput: for another shape or number of channels.
         """
         if x.dim() != 4 or x.shape[1] != self.settings.channels:
             raise InvalidInput(f"expected [N, {self.settings.channels}, S, S], not {tuple(x.shape)}")
-        seen = features(x.float())
-        logit = self.scorer(seen)
+        if len(x) > _CHUNK:
+            known = [None] * len(x) if probabilities is None else probabilities.split(_CHUNK)
+            parts = [self.assess(part, answers) for part, answers in zip(x.split(_CHUNK), known, strict=False)]
+            return Verdicts(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+        x = x.float()
+        if probabilities is None:
+            probabilities = self.model(x).float().softmax(1) if len(x) else x.new_zeros(0, 2)
+        logit = self.scorer(x, certainty(probabilities.to(x.device)))
         flagged = logit > self.settings.threshold
-        pixels = self.strength_net.evidence(self.scorer.standardise(seen), logit)
-        centre, spread, _ = self._read(pixels, torch.ones(len(x), device=x.device))
-        low, middle, high = self._bounds(centre[:, 0], spread[:, 0], 0, 1, LEVELS.index(0.05), LEVELS.index(0.95))
-        return Verdicts(
-            score=torch.sigmoid(logit - self.settings.threshold),
-            is_adversarial=flagged,
-            strength=middle, low=low, high=high, evidence=torch.cat([pixels, self._odds(x, flagged)], 1),
-        )
+        rows = flagged.nonzero()[:, 0]
+        evidence, bounds = x.new_zeros(len(x), EVIDENCE), x.new_zeros(3, len(x))
+        if len(rows):
+            net = self.strength_net
+            pixels = net.evidence(net.inputs(features(x[rows]), logit[rows]))
+            centre, spread, _ = self._read(pixels, torch.ones(len(rows), device=x.device))
+            evidence[rows] = torch.cat([pixels, self._odds(x, rows)], 1)
+            bounds[:, rows] = torch.stack(self._bounds(
+                centre[:, 0], spread[:, 0], 0, 1, LEVELS.index(0.05), LEVELS.index(0.95)))
+        low, middle, high = bounds
+        return Verdicts(score=torch.sigmoid(logit - self.settings.threshold), is_adversarial=flagged,
+                        strength=middle, low=low, high=high, evidence=evidence)
 
     def _odds(self, x: Tensor, flagged: Tensor) -> Tensor:
-        """The model's evidence of each input, [N, 1]; 0 where none is asked for, and that is most clean inputs."""
-        odds, rows = torch.zeros(len(x), 1, device=x.device), flagged.nonzero()[:, 0]
+        """The model's evidence of the flagged rows [M] of x, [M, 1]; 0 where none is asked for."""
+        odds, asked = torch.zeros(len(flagged), 1, device=x.device), len(flagged)
         if not self.settings.asks:
             return odds
         if self.budget is not None:
-            rows = rows[: self.budget.take(len(x), len(rows))]
-        if len(rows):
-            odds[rows, 0] = self.witness.testimony(measures(self.model, x[rows].float()))
+            asked = self.budget.take(len(x), len(flagged))
+        if asked:
+            odds[:asked, 0] = self.witness.testimony(measures(self.model, x[flagged[:asked]]))
         return odds
 
     @torch.no_grad()
@@ -263,7 +275,7 @@ class Detector:
             settings = Settings(**card)
             weights = load_file(folder / WEIGHTS)
             count = feature_count(settings.channels)
-            nets = {"scorer": Scorer(count), "strength": StrengthNet(count), "witness": Witness()}
+            nets = {"scorer": Scorer(settings.channels), "strength": StrengthNet(count), "witness": Witness()}
             for name, net in nets.items():
                 prefix = f"{name}."
                 net.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})

@@ -6,26 +6,30 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redoubt.detection.benign import BENIGN, NOISE, benign
 from redoubt.detection.detector import Detector, Settings
 from redoubt.detection.features import features
 from redoubt.detection.group_calibration import calibrate_groups
-from redoubt.detection.networks import Scorer
-from redoubt.detection.rehearsal import KINDS, Dice, fit_surrogate, rehearse
+from redoubt.detection.networks import Scorer, StrengthNet
+from redoubt.detection.rehearsal import KINDS, Dice, Rehearsal, fit_surrogate, rehearse_all
+from redoubt.detection.scoring import CLEAN, RANDOM, Examples, conformal_threshold, fit_scorer, harmless, score
 from redoubt.detection.strength import HARMLESS, Rehearsed, calibrate, fit_strength
-from redoubt.detection.witness import MEASURES, Witness, bet, calibrate_witness, fit_witness, measures
+from redoubt.detection.witness import Witness, bet, calibrate_witness, fit_witness, measured
 from redoubt.errors import InvalidInput
 
-CONFIDENCE = 0.99    # of `null_rate`
+ENOUGH = 2000        # pictures to rehearse on; `further` ones make up for what is missing
+_MORE_CLEAN = 4000   # further clean pictures to learn from
+_MEMORY = 400e6      # bytes for rehearsed pictures, and as many for harmless ones
 _LARGE = 2_000_000   # weights; beyond this each gradient on a CPU costs tens of milliseconds
-_ASKED = 8           # inputs of each attack block that the model is asked about
-_AMOUNTS = (0.25, 0.6, 1.0)   # of each harmless change that it is asked about
+_WITNESSES = 32       # flagged attacks without which the model is not asked
+_AMOUNTS = (0.3, 0.6, 0.85, 1.1)   # of each harmless change that it is asked about
+Judge = Callable[[Tensor], Tensor]   # pictures to the scorer's logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,7 @@ class FitConfig:
         block_size: pictures in each.
         linf: range of epsilon in Linf.
         l2: range of epsilon in L2, as a multiple of the square root of the number of pixel values.
-        score_epochs: passes of the scorer over all rehearsed inputs.
+        score_steps: optimiser steps of the scorer.
         strength_steps: optimiser steps of the strength network.
         smallest: pixels a side from which the model's evidence is asked for; smoothing leaves less nothing to compare.
         noise: pictures under each kind and amount of harmless change, of which the model is asked about half at most.
@@ -47,24 +51,26 @@ class FitConfig:
     block_size: int = 32
     linf: tuple[float, float] = (0.01, 0.45)
     l2: tuple[float, float] = (0.01, 0.15)
-    score_epochs: int = 5
+    score_steps: int = 800
     strength_steps: int = 1500
-    noise: int = 128
+    noise: int = 192
     smallest: int = 16
 
     def __post_init__(self) -> None:
-        least = {"blocks": 8 * len(KINDS), "block_size": 8, "score_epochs": 1, "strength_steps": 1, "noise": 16}
+        least = {"blocks": 8 * len(KINDS), "block_size": 8, "score_steps": 1, "strength_steps": 1, "noise": 16}
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise InvalidInput(f"{name} must be at least {value}, not {getattr(self, name)}")
 
     @classmethod
-    def suited_to(cls, model: nn.Module, pictures: int) -> FitConfig:
-        """The amount that pays: fewer blocks from few pictures, and from a large network without a GPU."""
-        device = next(model.parameters()).device
-        if device.type == "cpu" and sum(weight.numel() for weight in model.parameters()) > _LARGE:
-            return cls(blocks=96, block_size=16, strength_steps=700, noise=32)
-        return cls() if pictures >= 1000 else cls(blocks=360, strength_steps=700)
+    def suited_to(cls, model: nn.Module, x: Tensor) -> FitConfig:
+        """The amount that pays: fewer blocks from few or large pictures, and from a large network without a GPU."""
+        if next(model.parameters()).device.type == "cpu" and sum(w.numel() for w in model.parameters()) > _LARGE:
+            config = cls(blocks=96, block_size=16, strength_steps=700, noise=32)
+        else:
+            config = cls() if len(x) >= 1000 else cls(blocks=360, strength_steps=700, score_steps=400)
+        room = int(_MEMORY / (2 * x[0].numel() * config.block_size) * 3 / 4)   # L2 adds a third
+        return replace(config, blocks=max(8 * len(KINDS), min(config.blocks, room)))
 
 
 def fit(
@@ -73,6 +79,7 @@ def fit(
     calibration: tuple[Tensor, Tensor],
     *,
     levels: int,
+    further: tuple[Tensor, Tensor] | None = None,
     fpr: float = 0.01,
     seed: int = 0,
     progress: Callable[[dict], None] | None = None,
@@ -83,8 +90,10 @@ def fit(
     Args:
         model: the classifier to guard; it is copied, so neither its mode nor its layout changes.
         fit_data: pictures float [N, C, S, S] in [0, 1] and labels [N], to rehearse on.
-        calibration: the same, disjoint from `fit_data`; sets the threshold and enters nothing else.
+        calibration: the same, disjoint from all others; sets the threshold and enters nothing else.
         levels: largest stored pixel value of the data, 255 for 8-bit pictures.
+        further: more trusted pictures, such as the classifier's training split: they make up for a small `fit_data`,
+            and teach what clean pictures look like.
         fpr: share of clean inputs that may be flagged. With fewer than 1 / fpr calibration pictures the least share
             that they can vouch for is used; `null_rate` tells.
         seed: fixes every random choice.
@@ -100,34 +109,45 @@ def fit(
         raise InvalidInput(f"levels must be at least 1, such as 255 for 8-bit pictures, not {levels}")
     if min(len(fit_data[0]), len(calibration[0])) < 16:
         raise InvalidInput("a detector needs at least 16 pictures to fit on and 16 to calibrate with")
-    config, report = config or FitConfig.suited_to(model, len(fit_data[0])), _Stages(progress)
-    device = next(model.parameters()).device
-    x, y = (part.to(device) for part in fit_data)
+    device, report = next(model.parameters()).device, _Stages(progress)
+    x, y, clean = (part.to(device) for part in _topped_up(*fit_data, further, seed))
+    config = config or FitConfig.suited_to(model, x)
     twin = copy.deepcopy(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     surrogate = fit_surrogate(twin, x, seed=seed)
     report("surrogate")
-    attacks, asked = _rehearse(twin, surrogate, x, y, levels, seed, config)
+    ranges = _ranges(x, levels, config)
+    plans = (("Linf", config.blocks, ranges[0]), ("L2", config.blocks // 3, ranges[1]))
+    rehearsal = rehearse_all(twin, surrogate, x, y, plans=plans, size=config.block_size, levels=levels,
+                             asks=x.shape[-1] >= config.smallest, seed=seed)
     report("rehearsal")
-    harmless, weights = _harmless(x, levels, seed)
-    scorer = _fit_scorer(attacks, harmless, weights, seed, config)
-    clean = torch.cat([scorer(features(part.to(device))) for part in calibration[0].split(512)])
-    threshold, null_rate = conformal_threshold(clean.detach(), fpr)
+    generator, room = torch.Generator().manual_seed(seed), int(_MEMORY / (2 * x[0].numel() * len(BENIGN)))
+    changed = harmless(twin, x, levels=levels, most=max(64, min(room, rehearsal.count // 12)), generator=generator)
+    more = [Examples.of(twin, clean, CLEAN * len(x) / len(clean))] if len(clean) else []
+    scorer = fit_scorer(rehearsal.examples(), Examples.joined([changed, *more]), seed=seed, steps=config.score_steps)
+    judge = partial(score, scorer, twin)
+    threshold, null_rate = conformal_threshold(judge(calibration[0].to(device)), fpr)
     report("scorer")
-    suspects = harmless[scorer(harmless).argsort(descending=True)[: max(16, len(harmless) // 50)]]
-    blocks = _blocks(attacks, _changed(x, levels, scorer, threshold, seed, config), scorer, threshold)
-    net = fit_strength(blocks, suspects, scorer, levels=levels, seed=seed, steps=config.strength_steps)
-    quantiles, l2_logit, harmless_logit = calibrate(net, blocks, suspects, scorer, levels=levels, seed=seed)
-    apart, attack_logit = calibrate_groups(net, blocks, suspects, scorer, levels=levels, seed=seed)
+    attacked = _scores(scorer, rehearsal.attacked).view(rehearsal.real.shape)
+    usable = rehearsal.real & (attacked > threshold)
+    flagged = rehearsal.asked[usable[:, : rehearsal.asked.shape[1]]] if len(rehearsal.asked) else rehearsal.asked
+    asks = len(flagged) >= _WITNESSES
+    # What noise is good for, the model says; pixels speak for or against what it cannot know.
+    kinds = [kind for kind in BENIGN if not asks or kind not in NOISE]
+    kept = _changed(x, levels, kinds, judge, threshold, seed, config)
+    net = _untaught(rehearsal, kept[0], seed)
+    blocks = _blocks(net, rehearsal, attacked, usable, *kept, len(kinds))
+    suspects = _suspects(net, scorer, changed.rows(changed.weight > RANDOM))
+    fit_strength(net, blocks, suspects, levels=levels, seed=seed, steps=config.strength_steps)
+    quantiles, l2_logit, harmless_logit = calibrate(net, blocks, suspects, levels=levels, seed=seed)
+    apart, attack_logit = calibrate_groups(net, blocks, suspects, levels=levels, seed=seed)
     report("strength")
-    flagged = asked[blocks.usable[: len(asked), : asked.shape[1]]]
-    asks, witness, power = x.shape[-1] >= config.smallest and len(flagged) >= 32, Witness(), {}
+    witness, power = Witness(), {}
     if asks:
-        noise = [_noise(twin, part, levels, scorer, threshold, seed + index, config)
+        noise = [_noise(twin, part, levels, judge, threshold, seed + index, config)
                  for index, part in enumerate((x, calibration[0].to(device)))]
         witness, power = _witness(flagged, *noise, seed)
     report("witness")
-    ranges = _ranges(x, levels, config)
     settings = Settings(
         channels=x.shape[1], levels=levels, fpr=fpr, threshold=threshold, null_rate=null_rate,
         calibrated_on=len(calibration[0]), l2_logit=l2_logit, harmless_logit=harmless_logit, attack_logit=attack_logit,
@@ -137,6 +157,15 @@ def fit(
                 "witness": power},
     )
     return Detector(twin, scorer, net, witness, settings)
+
+
+def _topped_up(x: Tensor, y: Tensor, further, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures and labels to rehearse on, and further clean pictures."""
+    if further is None:
+        return x, y, x[:0]
+    order = torch.randperm(len(further[0]), generator=torch.Generator().manual_seed(seed))
+    few = order[: max(0, ENOUGH - len(x))]
+    return torch.cat([x, further[0][few]]), torch.cat([y, further[1][few]]), further[0][order[:_MORE_CLEAN]]
 
 
 class _Stages:
@@ -159,50 +188,13 @@ def _ranges(x: Tensor, levels: int, config: FitConfig) -> tuple[tuple[float, flo
     return (min(max(lowest, 0.75 / levels), highest / 2), highest), (config.l2[0] * pixels, config.l2[1] * pixels)
 
 
-def _rehearse(model, surrogate, x, y, levels, seed, config: FitConfig) -> tuple[Rehearsed, Tensor]:
-    """Features of all attack blocks of both norms, and the model's `measures` of the first `_ASKED` inputs of each."""
-    ranges = _ranges(x, levels, config)
-    plans = (("Linf", config.blocks, ranges[0]), ("L2", config.blocks // 3, ranges[1]))
-    seen, asked, real, logs, norms, kinds = [], [], [], [], [], []
-    for index, (norm, blocks, epsilon) in enumerate(plans):
-        for block in rehearse(model, surrogate, x, y, blocks=blocks, size=config.block_size, levels=levels, norm=norm,
-                              epsilon=epsilon, seed=seed + index):
-            seen.append(features(block.x))
-            asked.append(block.x[:_ASKED])
-            # A saturated softmax has no gradient: such an input stays as it was and is no attack.
-            real.append(block.threat.size(block.x - block.clean) > 0.4 * block.threat.epsilon)
-            logs.append(math.log(block.threat.epsilon))
-            norms.append(index)
-            kinds.append(KINDS.index(block.kind))
-    rehearsed = Rehearsed(
-        features=torch.stack(seen), usable=torch.stack(real), log_epsilon=torch.tensor(logs, device=x.device),
-        norm=torch.tensor(norms, device=x.device), kind=torch.tensor(kinds, device=x.device),
-    )
-    if x.shape[-1] < config.smallest:
-        return rehearsed, torch.zeros(0, 0, MEASURES, device=x.device)
-    return rehearsed, _measured(model, torch.cat(asked)).unflatten(0, (len(asked), -1))
-
-
-def _harmless(x: Tensor, levels: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Features of clean and harmlessly changed pictures, and the weight of each in the scorer's loss.
-
-    A few clean pictures cannot teach what clean means: small splits are changed several times over.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    seen, weights = [], []
-    for _ in range(max(1, min(8, 2000 // len(x)))):
-        for kind in BENIGN:
-            seen.append(features(benign(kind, x, levels=levels, generator=generator)))
-            weights.append(torch.full((len(x),), 4.0 if kind == "clean" else 0.6, device=x.device))
-    return torch.cat(seen), torch.cat(weights)
-
-
 def _witness(attacked: Tensor, learned: dict, held_out: dict, seed: int) -> tuple[Witness, dict]:
     """The model's witness, and facts about it for people: its biases, and what a bet on one attacked input gains.
 
     Args:
         attacked: `measures` of flagged attacked inputs.
-        learned, held_out: the same of harmlessly changed pictures, by kind, to learn from and to calibrate with.
+        learned, held_out: the same of harmlessly changed pictures, by kind and amount, to learn from and to
+            calibrate with.
     """
     witness = fit_witness(attacked, torch.cat(list(learned.values())), seed=seed)
     calibrate_witness(witness, held_out, NOISE)
@@ -210,105 +202,73 @@ def _witness(attacked: Tensor, learned: dict, held_out: dict, seed: int) -> tupl
     return witness, {"bias": witness.bias.item(), "further": witness.further.item(), "gain": gain}
 
 
-def _noise(model, x: Tensor, levels: int, scorer: Scorer, threshold: float, seed: int, config: FitConfig) -> dict:
-    """`measures` of harmlessly changed pictures that are flagged, or of the most suspicious eighth, by kind."""
+def _noise(model, x: Tensor, levels: int, judge: Judge, threshold: float, seed: int, config: FitConfig) -> dict:
+    """`measures` of harmlessly changed pictures by kind and amount: the flagged, or the most suspicious eighth."""
     dice, sent = Dice(seed + 11), []
     for kind in BENIGN:
         for amount in _AMOUNTS:
             rows = dice.rows(len(x), config.noise).to(x.device)
             changed = benign(kind, x[rows], levels=levels, generator=dice.generator, amount=amount)
-            logit = scorer(features(changed))
+            logit = judge(changed)
             worst = logit.topk(max(config.noise // 8, int((logit > threshold).sum()))).indices
             sent.append(changed[worst[: config.noise // 2]])
-    parts = _measured(model, torch.cat(sent)).split([len(part) for part in sent])
-    count = len(_AMOUNTS)
-    return {kind: torch.cat(parts[i * count : (i + 1) * count]) for i, kind in enumerate(BENIGN)}
+    parts = iter(measured(model, torch.cat(sent)).split([len(part) for part in sent]))
+    return {(kind, amount): next(parts) for kind in BENIGN for amount in _AMOUNTS}
 
 
-def _measured(model, x: Tensor) -> Tensor:
-    return torch.cat([measures(model, part) for part in x.split(256)])
-
-
-def _changed(x: Tensor, levels: int, scorer: Scorer, threshold: float, seed: int, config: FitConfig) -> Tensor:
-    """Features of harmless blocks, one change with one amount each: [blocks, block_size, F].
+def _changed(x: Tensor, levels: int, kinds, judge: Judge, threshold: float, seed: int, config: FitConfig):
+    """Features [blocks, n, F] and logits [blocks, n] of harmless blocks, one change with one amount each.
 
     Only flagged inputs ever reach a campaign: of many changed pictures some flagged ones are kept, or the most
     suspicious where too few are flagged.
     """
-    dice, out, size = Dice(seed + 7), [], config.block_size
-    for i in range(max(2 * len(BENIGN), config.blocks // 4)):
-        rows = dice.rows(len(x), 12 * size).to(x.device)
-        kind, amount = BENIGN[i % len(BENIGN)], dice.uniform(0, 1)
-        seen = features(benign(kind, x[rows], levels=levels, generator=dice.generator, amount=amount))
-        logit = scorer(seen)
+    dice, seen, logits, size = Dice(seed + 7), [], [], config.block_size
+    for i in range(max(4 * len(kinds), config.blocks // 4)):
+        rows = dice.rows(len(x), 8 * size).to(x.device)
+        changed = benign(kinds[i % len(kinds)], x[rows], levels=levels, generator=dice.generator,
+                         amount=dice.uniform(0, 1))
+        logit = judge(changed)
         worst = logit.topk(max(size, int((logit > threshold).sum()))).indices
-        out.append(seen[worst[dice.rows(len(worst), size).to(x.device)]])
-    return torch.stack(out)
+        kept = worst[dice.rows(len(worst), size).to(x.device)]
+        seen.append(features(changed[kept]))
+        logits.append(logit[kept])
+    return torch.stack(seen), torch.stack(logits)
+
+
+def _untaught(rehearsal: Rehearsal, kept: Tensor, seed: int) -> StrengthNet:
+    """A network that knows what features are usual, and nothing else."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = StrengthNet(kept.shape[-1]).to(kept.device)
+    usual = torch.cat([rehearsal.seen[rehearsal.real], kept.flatten(0, 1)])
+    net.mean.copy_(usual.mean(0))
+    net.scale.copy_(usual.std(0) + 0.02)
+    return net
 
 
 @torch.no_grad()
-def _blocks(attacks: Rehearsed, kept: Tensor, scorer: Scorer, threshold: float) -> Rehearsed:
-    """Attack blocks, of which the flagged inputs count, and harmless ones, of which all do."""
-    flagged = scorer(attacks.features.flatten(0, 1)).view(attacks.usable.shape) > threshold
-    kinds = torch.arange(len(kept), device=kept.device) % len(BENIGN)
-    nothing = torch.zeros(len(kept), device=kept.device)
+def _blocks(net: StrengthNet, rehearsal: Rehearsal, attacked: Tensor, usable: Tensor, kept: Tensor, logits: Tensor,
+            kinds: int) -> Rehearsed:
+    """Attack blocks with their logits, of which usable inputs count, and the harmless ones `kept`, of which all do."""
+    kind = torch.arange(len(kept), device=kept.device) % kinds
     return Rehearsed(
-        features=torch.cat([attacks.features, kept]),
-        usable=torch.cat([attacks.usable & flagged, torch.ones_like(kept[..., 0], dtype=torch.bool)]),
-        log_epsilon=torch.cat([attacks.log_epsilon, nothing]),
-        norm=torch.cat([attacks.norm, torch.full_like(kinds, HARMLESS)]),
-        kind=torch.cat([attacks.kind, kinds]),
+        inputs=torch.cat([net.inputs(rehearsal.seen, attacked), net.inputs(kept, logits)]),
+        usable=torch.cat([usable, torch.ones_like(logits, dtype=torch.bool)]),
+        log_epsilon=torch.cat([rehearsal.log_epsilon, torch.zeros_like(logits[:, 0])]),
+        norm=torch.cat([rehearsal.norm, torch.full_like(kind, HARMLESS)]),
+        kind=torch.cat([rehearsal.kind, kind]),
     )
 
 
-def _fit_scorer(attacks: Rehearsed, harmless: Tensor, weights: Tensor, seed: int, config: FitConfig) -> Scorer:
-    positive = attacks.features[attacks.usable]
-    data = torch.cat([positive, harmless])
-    label = torch.cat([torch.ones(len(positive)), torch.zeros(len(harmless))]).to(data.device)
-    # Both sides weigh the same in all, however many attacks were rehearsed.
-    weight = torch.cat([torch.full_like(positive[:, 0], weights.sum().item() / len(positive)), weights])
-    weight = weight / weight.mean()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        scorer = Scorer(data.shape[1]).to(data.device)
-    scorer.mean.copy_(data.mean(0))
-    scorer.scale.copy_(data.std(0) + 0.02)
-    rate, steps = 4e-3, config.score_epochs * max(1, len(data) // 256)
-    optimizer = torch.optim.AdamW(scorer.parameters(), lr=rate, weight_decay=1e-3, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        rows = torch.randint(len(data), (256,), generator=generator).to(data.device)
-        loss = F.binary_cross_entropy_with_logits(scorer(data[rows]), label[rows], weight=weight[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return scorer.eval().requires_grad_(False)
+@torch.no_grad()
+def _suspects(net: StrengthNet, scorer: Scorer, changed: Examples) -> Tensor:
+    """Inputs of the fiftieth of clean and mildly changed pictures that score highest: normal false alarms."""
+    logits = _scores(scorer, changed)
+    worst = logits.argsort(descending=True)[: max(16, len(logits) // 50)]
+    return net.inputs(torch.cat([features(part.float()) for part in changed.x[worst].split(512)]), logits[worst])
 
 
-def conformal_threshold(scores: Tensor, fpr: float) -> tuple[float, float]:
-    """The threshold for a false-positive rate, and an upper bound of the rate that it truly has.
-
-    With k of n + 1 exchangeable scores allowed above it, the threshold is the k-th largest of the n given: a fresh one
-    exceeds it with probability k / (n + 1) at most (split conformal: Vovk et al. 2005). Given these n, that rate is
-    distributed as Beta(k, n + 1 - k); the second value is its 99 % quantile.
-
-    Args:
-        scores: of clean pictures that fitting never saw, [n].
-        fpr: the rate asked for; k is at least 1.
-    """
-    n = len(scores)
-    k = max(1, math.floor((n + 1) * fpr))
-    threshold = scores.sort(descending=True).values[k - 1].item()
-    low, high = 0.0, 1.0
-    for _ in range(60):   # the rate p at which fewer than k of n exceed with probability 1 - CONFIDENCE
-        p = (low + high) / 2
-        fewer = sum(math.exp(_log_binomial(n, i, p)) for i in range(k))
-        low, high = (p, high) if fewer > 1 - CONFIDENCE else (low, p)
-    return threshold, high
-
-
-def _log_binomial(n: int, i: int, p: float) -> float:
-    choose = math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
-    return choose + i * math.log(p) + (n - i) * math.log1p(-p)
+@torch.no_grad()
+def _scores(scorer: Scorer, examples: Examples) -> Tensor:
+    parts = zip(examples.x.split(256), examples.sure.split(256), strict=True)
+    return torch.cat([scorer(x.float(), sure) for x, sure in parts])

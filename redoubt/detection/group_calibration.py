@@ -9,7 +9,7 @@ from torch import Tensor
 
 from redoubt.detection.detector import widen
 from redoubt.detection.groups import excess, nested, upper_means
-from redoubt.detection.networks import NORMS, Scorer, StrengthNet
+from redoubt.detection.networks import NORMS, StrengthNet
 from redoubt.detection.strength import CONTAMINATION, HARMLESS, NORM_RISK, Rehearsed, fold_of
 
 DRAWS = 4       # campaigns from each block
@@ -17,11 +17,11 @@ SHARE = 0.25    # of a block that a part must hold: 8 of 32 inputs, which scatte
 
 
 @torch.no_grad()
-def calibrate_groups(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, scorer: Scorer, *, levels: int, seed: int):
+def calibrate_groups(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, *, levels: int, seed: int):
     """Bounds on held-out campaigns of one kind, which at most `NORM_RISK` of these pass.
 
     Args:
-        suspects: features [M, F] of harmless inputs that score high; six attack campaigns in ten hold up to
+        suspects: inputs [M, F + 1] of harmless pictures that score high; six attack campaigns in ten hold up to
             `CONTAMINATION` of them.
 
     Returns:
@@ -29,29 +29,25 @@ def calibrate_groups(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, scor
         harmlessness that parts of a harmless campaign show, at most 0.
     """
     generator = torch.Generator().manual_seed(seed + 2)
-    suspects, found = _rows(net, scorer, suspects), []
+    suspects, found = net.evidence(suspects), []
     for index in range(len(NORMS)):
-        rows, head = _one_kind(net, scorer, blocks, index, generator)
+        rows, head = _one_kind(net, blocks, index, generator)
         rows, head = rows.repeat(DRAWS, 1, 1), head.repeat(DRAWS)
         found.append(_largest_excess(net, _contaminate(rows, suspects, generator), head, levels))
-    lowest = _lowest_logit(net, *_one_kind(net, scorer, blocks, HARMLESS, generator))
+    lowest = _lowest_logit(net, *_one_kind(net, blocks, HARMLESS, generator))
     apart = [part.quantile(1 - NORM_RISK).item() if len(part) else math.inf for part in found]
     # JSON knows no infinity; nothing exceeds a thousand standard deviations.
     return [min(value, 1000.0) for value in apart], min(0.0, lowest.quantile(NORM_RISK).item())
 
 
-def _rows(net: StrengthNet, scorer: Scorer, features: Tensor) -> Tensor:
-    return net.evidence(scorer.standardise(features), scorer(features.flatten(0, -2)).view(features.shape[:-1]))
-
-
-def _one_kind(net, scorer, blocks: Rehearsed, norm: int, generator) -> tuple[Tensor, Tensor]:
+def _one_kind(net, blocks: Rehearsed, norm: int, generator) -> tuple[Tensor, Tensor]:
     """Evidence [B, n, K] of the blocks of a norm, or harmless ones, and the head [B] that did not learn from each.
 
     Only blocks of which three quarters may stand in a campaign; the other inputs are replaced by usable ones.
     """
     enough = blocks.usable.shape[1] * 3 // 4
     kept = ((blocks.usable.sum(1) >= enough) & (blocks.norm == norm)).nonzero()[:, 0]
-    rows, usable = _rows(net, scorer, blocks.features[kept]), blocks.usable[kept]
+    rows, usable = net.evidence(blocks.inputs[kept]), blocks.usable[kept]
     if len(kept):
         again = torch.multinomial(usable.float().cpu(), rows.shape[1], True, generator=generator).to(rows.device)
         rows = torch.where(usable.unsqueeze(2), rows, rows.take_along_dim(again.unsqueeze(2), 1))

@@ -5,33 +5,78 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 PIXELS = 63     # numbers of pixel evidence kept for each input: a learned projection and, last, the squashed score
+CERTAINTY = 3   # numbers in `certainty`
 EVIDENCE = PIXELS + 1   # and, behind them, the model's evidence: log odds of an attack; 0 where it was not asked
 NORMS = ("Linf", "L2")   # the order of the strength network's outputs
 
 
 class Scorer(nn.Module):
-    """Features of one input to one logit, above the threshold for an attack.
+    """A picture and how sure the classifier is of it to one logit, above the threshold for an attack.
 
-    Standardisation is inside, so that saved weights are all that is needed.
+    Three strided convolutions over what local differences leave of the picture, pooled over places. Any size of picture
+    will do.
     """
 
-    def __init__(self, count: int, hidden: int = 96):
+    def __init__(self, channels: int, width: int = 24):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(count))
-        self.register_buffer("scale", torch.ones(count))
-        self.layers = nn.Sequential(
-            nn.Linear(count, hidden), nn.GELU(), nn.Linear(hidden, hidden // 2), nn.GELU(), nn.Linear(hidden // 2, 1)
-        )
+        sizes = ((3 * channels, width, 4), (width, 2 * width, 3), (2 * width, 2 * width, 3))
+        self.layers = nn.ModuleList(nn.Conv2d(less, more, side, 2, 1) for less, more, side in sizes)
+        self.norms: list[nn.Module] = [nn.Identity()] * len(sizes)
+        self.register_buffer("mean", torch.zeros(CERTAINTY))
+        self.register_buffer("scale", torch.ones(CERTAINTY))
+        self.head = nn.Sequential(nn.Linear(4 * width + CERTAINTY, 48), nn.GELU(), nn.Linear(48, 1))
+        self.to(memory_format=torch.channels_last)
 
-    def standardise(self, features: Tensor) -> Tensor:
-        return (features - self.mean) / self.scale
+    def forward(self, x: Tensor, sure: Tensor) -> Tensor:
+        """Pictures [N, C, S, S] in [0, 1] and their `certainty` [N, CERTAINTY] to logits [N]."""
+        hidden = _maps(x)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            hidden = norm(layer(hidden)).relu()
+        sure = ((sure - self.mean) / self.scale).clamp(-4, 4)
+        return self.head(torch.cat([hidden.mean((2, 3)), hidden.amax((2, 3)), sure], 1))[:, 0]
 
-    def forward(self, features: Tensor) -> Tensor:
-        """[N, F] -> [N]."""
-        return self.layers(self.standardise(features))[:, 0]
+    def normalised(self) -> list[nn.Module]:
+        """Put batch normalisation behind each layer, for learning alone; give it to the optimizer."""
+        self.norms = [nn.BatchNorm2d(layer.out_channels, device=layer.weight.device) for layer in self.layers]
+        return self.norms
+
+    def settle(self) -> Scorer:
+        """Fold the normalisation into the layers and end learning."""
+        self.layers = nn.ModuleList(
+            fuse_conv_bn_eval(layer.eval(), norm.eval()) for layer, norm in zip(self.layers, self.norms, strict=True))
+        self.norms = [nn.Identity()] * len(self.layers)
+        return self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def certainty(probabilities: Tensor) -> Tensor:
+    """How sure an answer is: [N, classes] to [N, CERTAINTY].
+
+    The margin as a logarithm of odds, that on a scale which tells small ones apart, and the largest probability. What
+    barely crosses a boundary is rarely an honest picture.
+    """
+    top = probabilities.topk(2, 1).values.nan_to_num(0.0).clamp_min(1e-6)
+    margin = (top[:, 0] / top[:, 1]).log()
+    return torch.stack([margin, (margin + 0.01).log(), top[:, 0]], 1)
+
+
+def _maps(x: Tensor) -> Tensor:
+    """Local differences, small ones spread apart: [N, C, S, S] to [N, 3 C, S, S].
+
+    To the median of four neighbours, to the mean of nine pixels, and to the nearer of black and white.
+    """
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    left, right = padded[..., 1:-1, :-2], padded[..., 1:-1, 2:]
+    above, below = padded[..., :-2, 1:-1], padded[..., 2:, 1:-1]
+    most = torch.maximum(torch.maximum(left, right), torch.maximum(above, below))
+    least = torch.minimum(torch.minimum(left, right), torch.minimum(above, below))
+    median = (left + right + above + below - most - least) / 2
+    maps = torch.cat([x - median, x - F.avg_pool2d(padded, 3, 1), torch.minimum(x, 1 - x)], 1)
+    return maps.sign() * ((maps.abs() + 0.01).sqrt() - 0.1)
 
 
 class _Stack(nn.Module):
@@ -57,15 +102,24 @@ class StrengthNet(nn.Module):
     def __init__(self, count: int, *, hidden: int = 128, folds: int = 4):
         super().__init__()
         self.folds = folds
+        self.register_buffer("mean", torch.zeros(count))
+        self.register_buffer("scale", torch.ones(count))
         self.project = nn.Linear(count, PIXELS - 1)
         self.heads = nn.Sequential(
             _Stack(folds, PIXELS + 1, hidden), nn.GELU(), _Stack(folds, hidden, hidden), nn.GELU(),
             _Stack(folds, hidden, 2 * len(NORMS) + 2),
         )
 
-    def evidence(self, standardised: Tensor, logit: Tensor) -> Tensor:
-        """Standardised features [..., F] and logits [...] to evidence [..., PIXELS]; linear, but for the score."""
-        return torch.cat([self.project(standardised), torch.tanh(logit / 8).unsqueeze(-1)], -1)
+    def inputs(self, features: Tensor, logit: Tensor) -> Tensor:
+        """Features [..., F] standardised and, behind them, the squashed logits [...]: [..., F + 1].
+
+        Squashed, so that one certain input cannot drown the others.
+        """
+        return torch.cat([(features - self.mean) / self.scale, torch.tanh(logit / 8).unsqueeze(-1)], -1)
+
+    def evidence(self, inputs: Tensor) -> Tensor:
+        """`inputs` [..., F + 1] to evidence [..., PIXELS]; linear, so that means of the one give means of the other."""
+        return torch.cat([self.project(inputs[..., :-1]), inputs[..., -1:]], -1)
 
     def forward(self, pooled: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Read campaigns.

@@ -15,9 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redoubt.attacks import fgsm, momentum_pgd, on_lattice, pgd
+from redoubt.detection.features import features
+from redoubt.detection.scoring import NEAR, Examples
+from redoubt.detection.witness import MEASURES, measured
 from redoubt.threat import ThreatModel
 from redoubt.training.loop import use_bfloat16
 
+ASKED = 8   # inputs of each attack block that the model is asked about
 KINDS = ("fgsm", "step", "pgd", "climb", "momentum", "transfer")
 
 
@@ -90,6 +94,71 @@ def rehearse(
         yield Block(x=x_adv.float(), clean=x[rows], threat=threat, kind=kind)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What was rehearsed: B blocks of n pictures.
+
+    Attributes:
+        seen: features [B, n, F].
+        attacked: the pictures, [B n] of them; those that are no attack weigh nothing.
+        near: pictures just across a boundary.
+        real: bool [B, n], whether the attack did anything.
+        log_epsilon, norm, kind: [B], as in `Rehearsed`.
+        asked: the model's `measures` of the first `ASKED` inputs of each block, [B, m, MEASURES]; [0, 0, MEASURES] if
+            it was not asked.
+    """
+
+    seen: Tensor
+    attacked: Examples
+    near: Examples
+    real: Tensor
+    log_epsilon: Tensor
+    norm: Tensor
+    kind: Tensor
+    asked: Tensor
+
+    @property
+    def count(self) -> int:
+        return len(self.attacked.x)
+
+    def examples(self) -> Examples:
+        """What the scorer learns attacks from."""
+        return Examples.joined([self.attacked.rows(self.real.flatten()), self.near])
+
+
+def rehearse_all(
+    model: nn.Module, surrogate: nn.Module, x: Tensor, y: Tensor, *, plans, size: int, levels: int, asks: bool,
+    seed: int,
+) -> Rehearsal:
+    """Attack blocks of every norm.
+
+    Args:
+        plans: for each of `networks.NORMS` its name, how many blocks, and the range of epsilon.
+        size: pictures in a block.
+        asks: whether to take the model's `measures`.
+    """
+    seen, attacked, near, asked, real, facts = [], [], [], [], [], []
+    for index, (norm, blocks, epsilon) in enumerate(plans):
+        for block in rehearse(model, surrogate, x, y, blocks=blocks, size=size, levels=levels, norm=norm,
+                              epsilon=epsilon, seed=seed + index):
+            seen.append(features(block.x))
+            attacked.append(Examples.of(model, block.x, 1.0))
+            asked.append(block.x[:ASKED])
+            # A saturated softmax has no gradient: such an input stays as it was and is no attack.
+            real.append(block.threat.size(block.x - block.clean) > 0.4 * block.threat.epsilon)
+            facts.append((math.log(block.threat.epsilon), index, KINDS.index(block.kind)))
+            if norm == "L2" or len(facts) % 2:
+                crossed = across(model, block, inside=len(facts) % 4 > 1)
+                near.append(Examples.of(model, crossed if len(facts) % 8 else on_lattice(crossed, levels), NEAR))
+    logs, norms, kinds = zip(*facts, strict=True)
+    return Rehearsal(
+        seen=torch.stack(seen), attacked=Examples.joined(attacked), near=Examples.joined(near), real=torch.stack(real),
+        log_epsilon=torch.tensor(logs, device=x.device), norm=torch.tensor(norms, device=x.device),
+        kind=torch.tensor(kinds, device=x.device),
+        asked=measured(model, torch.cat(asked)).unflatten(0, (len(asked), -1)) if asks else x.new_zeros(0, 0, MEASURES),
+    )
+
+
 def _attack(kind: str, model, surrogate, x: Tensor, y: Tensor, threat: ThreatModel, dice: Dice) -> Tensor:
     """One attack with its own setting drawn; steps lie in 1..20 and step lengths in 0.5..3 epsilon / steps."""
     noise = torch.Generator(x.device).manual_seed(int(dice.uniform(0, 2**31)))
@@ -108,6 +177,31 @@ def _attack(kind: str, model, surrogate, x: Tensor, y: Tensor, threat: ThreatMod
     alpha = dice.log_uniform(0.5, 3) * threat.epsilon / steps
     start = dice.chance(0.7) or alpha * steps < threat.epsilon
     return pgd(model, x, y, threat, steps=steps, alpha=alpha, random_start=start, generator=noise)
+
+
+@torch.no_grad()
+def across(model: nn.Module, block: Block, *, inside: bool) -> Tensor:
+    """The block's changes shortened until they just cross a boundary, as nearest attacks leave them: [m, C, S, S].
+
+    Those that cross none are left out, so m <= n.
+
+    Args:
+        inside: spare pixels near black and white, as attacks do that search in a space where the bounds lie at infinity
+            (Carlini & Wagner 2017).
+    """
+    change = block.x - block.clean
+    if inside:
+        change = 8 * change * block.clean * (1 - block.clean)
+    far = (block.clean + change).clamp(0, 1)
+    answer = model(block.clean).argmax(1)
+    crossed = model(far).argmax(1) != answer
+    x, far, answer = block.clean[crossed], far[crossed], answer[crossed]
+    low, high = (torch.full((len(x), 1, 1, 1), float(end), device=x.device) for end in (0, 1))
+    for _ in range(7 if len(x) else 0):
+        middle = (low + high) / 2
+        beyond = (model(x.lerp(far, middle)).argmax(1) != answer).view(-1, 1, 1, 1)
+        low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
+    return x.lerp(far, high)
 
 
 def fit_surrogate(model: nn.Module, x: Tensor, *, seed: int, epochs: int = 12) -> nn.Module:

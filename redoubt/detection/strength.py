@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from redoubt.detection.detector import LEVELS, NORM_MINIMUM, SIZES, widen
-from redoubt.detection.networks import NORMS, Scorer, StrengthNet
+from redoubt.detection.networks import NORMS, StrengthNet
 from redoubt.detection.rehearsal import KINDS
 
 HARMLESS = len(NORMS)   # in the place of a norm: a block of pictures that were changed without malice
@@ -25,14 +25,14 @@ class Rehearsed:
     """Features of B rehearsed blocks of n pictures.
 
     Attributes:
-        features: float [B, n, F].
+        inputs: float [B, n, F + 1], as `StrengthNet.inputs` gives them.
         usable: bool [B, n], whether the picture may stand in a campaign.
         log_epsilon: float [B], ln(epsilon) in the unit of the block's norm; without meaning where harmless.
         norm: int [B], index into `networks.NORMS`, or `HARMLESS`.
         kind: int [B], index into `rehearsal.KINDS`, or into `rehearsal.BENIGN` where harmless.
     """
 
-    features: Tensor
+    inputs: Tensor
     usable: Tensor
     log_epsilon: Tensor
     norm: Tensor
@@ -41,7 +41,7 @@ class Rehearsed:
 
 @dataclass(frozen=True, kw_only=True)
 class Campaigns:
-    """Drawn campaigns: `mean` [M, F + 1] standardised features and squashed score, `n` [M], `block` [M]."""
+    """Drawn campaigns: `mean` [M, F + 1] of inputs, `n` [M], `block` [M]."""
 
     mean: Tensor
     n: Tensor
@@ -50,21 +50,18 @@ class Campaigns:
 
 @torch.no_grad()
 def draw_campaigns(
-    blocks: Rehearsed, suspects: Tensor, scorer: Scorer, sizes: list[Tensor], generator: torch.Generator
+    blocks: Rehearsed, suspects: Tensor, sizes: list[Tensor], generator: torch.Generator
 ) -> Campaigns:
     """One campaign from each block for every entry of `sizes` ([B] wished sizes), as serving would collect it.
 
     Args:
-        suspects: features [M, F] of harmless inputs that score high; six campaigns in ten of attacked inputs are
+        suspects: inputs [M, F + 1] of harmless pictures that score high; six campaigns in ten of attacked inputs are
             contaminated with up to `CONTAMINATION` of them.
     """
-    device = blocks.features.device
-    logit = scorer(blocks.features.flatten(0, 1)).view(blocks.usable.shape)
-    inputs = torch.cat([scorer.standardise(blocks.features), squash(logit)], -1)
-    suspects = torch.cat([scorer.standardise(suspects), squash(scorer(suspects))], -1)
+    device = blocks.inputs.device
     # A block that is hardly ever flagged never becomes a campaign.
     kept = (blocks.usable.sum(1) >= 4).nonzero()[:, 0]
-    inputs, usable, attacked = inputs[kept], blocks.usable[kept], blocks.norm[kept] != HARMLESS
+    inputs, usable, attacked = blocks.inputs[kept], blocks.usable[kept], blocks.norm[kept] != HARMLESS
     means, counts = [], []
     for size in sizes:
         order = torch.rand(usable.shape, generator=generator).to(device).masked_fill(~usable, 2.0).argsort(1).argsort(1)
@@ -80,34 +77,18 @@ def draw_campaigns(
     return Campaigns(mean=torch.cat(means), n=torch.cat(counts), block=kept.repeat(len(sizes)))
 
 
-def squash(logit: Tensor) -> Tensor:
-    """The score as evidence: bounded, so that one certain input cannot drown the others."""
-    return torch.tanh(logit / 8).unsqueeze(-1)
-
-
-def _evidence(net: StrengthNet, mean: Tensor) -> Tensor:
-    return torch.cat([net.project(mean[:, :-1]), mean[:, -1:]], -1)
-
-
 def fold_of(block: Tensor, folds: int) -> Tensor:
     """The fold of each block; kinds alternate, so that every fold holds all of them."""
     return block // len(KINDS) % folds
 
 
-def fit_strength(blocks: Rehearsed, suspects: Tensor, scorer: Scorer, *, levels: int, seed: int, steps: int):
-    """Learn ln(epsilon) and its spread by maximum likelihood, and norm and harmlessness, on drawn campaigns.
-
-    Returns:
-        The `StrengthNet`, in eval mode.
-    """
+def fit_strength(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, *, levels: int, seed: int, steps: int) -> None:
+    """Teach `net` ln(epsilon) and its spread by maximum likelihood, and norm and harmlessness, on drawn campaigns."""
     generator = torch.Generator().manual_seed(seed)
     count, most = blocks.usable.shape
     # Sizes from 1 to the whole block, evenly in the logarithm, the whole block twice as likely.
     sizes = [(torch.rand(count, generator=generator) * math.log(2 * most)).exp().floor() for _ in range(ROUNDS)]
-    campaigns = draw_campaigns(blocks, suspects, scorer, sizes, generator)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = StrengthNet(blocks.features.shape[-1]).to(campaigns.mean.device)
+    campaigns = draw_campaigns(blocks, suspects, sizes, generator)
     optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     harmless = blocks.norm[campaigns.block] == HARMLESS
@@ -122,12 +103,12 @@ def fit_strength(blocks: Rehearsed, suspects: Tensor, scorer: Scorer, *, levels:
         loss.backward()
         optimizer.step()
         schedule.step()
-    return net.eval().requires_grad_(False)
+    net.eval().requires_grad_(False)
 
 
 def _loss(net: StrengthNet, mean: Tensor, n: Tensor, blocks: Rehearsed, block: Tensor, levels: int) -> Tensor:
     """Mean over heads and campaigns; each head leaves its own fold out."""
-    centre, spread, logits = net(_evidence(net, mean), n)
+    centre, spread, logits = net(net.evidence(mean), n)
     norm, truth = blocks.norm[block], blocks.log_epsilon[block]
     attacked = norm != HARMLESS
     own = norm.clamp_max(HARMLESS - 1).view(1, -1, 1).expand(len(centre), -1, 1)
@@ -142,7 +123,7 @@ def _loss(net: StrengthNet, mean: Tensor, n: Tensor, blocks: Rehearsed, block: T
 
 
 @torch.no_grad()
-def calibrate(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, scorer: Scorer, *, levels: int, seed: int):
+def calibrate(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, *, levels: int, seed: int):
     """Quantiles of the scaled error on blocks that a head did not learn from, and when to believe the two logits.
 
     Returns:
@@ -156,9 +137,9 @@ def calibrate(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, scorer: Sco
     as_l2, as_harmless = [], []
     for column, size in enumerate(SIZES):
         sizes = [torch.full((len(blocks.norm),), float(size))] * 4
-        campaigns = draw_campaigns(blocks, suspects, scorer, sizes, generator)
+        campaigns = draw_campaigns(blocks, suspects, sizes, generator)
         norm, truth = blocks.norm[campaigns.block], blocks.log_epsilon[campaigns.block]
-        centre, spread, logits = net(_evidence(net, campaigns.mean), campaigns.n)
+        centre, spread, logits = net(net.evidence(campaigns.mean), campaigns.n)
         rows = torch.arange(len(norm), device=norm.device)
         head = fold_of(campaigns.block, net.folds)
         centre, logits = centre[head, rows], logits[head, rows]

@@ -15,8 +15,9 @@ class Verdicts:
         score: float [N] in [0, 1]; above 0.5 means flagged. Ordered, but no probability: an attack's share is unknown.
         is_adversarial: bool [N], the verdict at the detector's false-positive rate.
         strength: float [N], the epsilon that fits this input best if it is an Linf attack; coarse for a single input.
+            0 where it is not flagged.
         low, high: float [N], a 90 % interval for it.
-        evidence: float [N, K] with K <= 64, what `Detector.campaign` needs of this input.
+        evidence: float [N, K] with K <= 64, what `Detector.campaign` needs of this input; zeros where not flagged.
     """
 
     score: Tensor

@@ -94,6 +94,11 @@ def measures(model: nn.Module, x: Tensor) -> Tensor:
     return torch.stack(rows, 1).nan_to_num(0.0, 0.0, 0.0).clamp(-20, 20)
 
 
+def measured(model: nn.Module, x: Tensor) -> Tensor:
+    """`measures` of any number of pictures, in parts."""
+    return torch.cat([measures(model, part) for part in x.split(256)])
+
+
 def _detail(model: nn.Module, x: Tensor, logits: Tensor, smooth: Tensor) -> list[Tensor]:
     """How the detail lost by smoothing lies to the gradient there, and what it does to the margin of the answer."""
     detail, first = x - smooth, logits.argmax(1)
@@ -186,17 +191,17 @@ def fit_witness(attacked: Tensor, changed: Tensor, *, seed: int, steps: int = 60
 
 
 @torch.no_grad()
-def calibrate_witness(net: Witness, held_out: dict[str, Tensor], noise: tuple[str, ...]) -> None:
-    """Set the biases with which no kind of harmless change wins a bet on average.
+def calibrate_witness(net: Witness, held_out: dict[tuple[str, float], Tensor], noise: tuple[str, ...]) -> None:
+    """Set the biases with which no harmless change, of whatever kind and amount, wins a bet on average.
 
     Args:
-        held_out: `measures` [n, MEASURES] of flagged harmless pictures that `fit_witness` did not see, by kind; those
-            with fewer than 16 are left out.
+        held_out: `measures` [n, MEASURES] of flagged harmless pictures that `fit_witness` did not see, by kind and
+            amount; those with fewer than 16 are left out.
         noise: the kinds that pixels alone may take for an attack; `bias` answers the worst of them. `further` is what
             the other kinds ask for beyond it; those look harmless to the pixels.
     """
-    found = {kind: net(part).exp().mean().log().item() for kind, part in held_out.items() if len(part) >= 16}
-    worst = max([0.0, *(value for kind, value in found.items() if kind in noise)])
+    found = {key: net(part).exp().mean().log().item() for key, part in held_out.items() if len(part) >= 16}
+    worst = max([0.0, *(value for (kind, _), value in found.items() if kind in noise)])
     net.bias.fill_(worst)
     net.further.fill_(max([worst, *found.values()]) - worst)
 

@@ -9,8 +9,8 @@ from redoubt.detection import Detector, FitConfig, fit
 
 @pytest.fixture(scope="session")
 def small() -> FitConfig:
-    """Enough rehearsal for the digits' claims, in about two seconds."""
-    return FitConfig(blocks=180, strength_steps=400)
+    """Enough rehearsal for the digits' claims, in a few seconds."""
+    return FitConfig(blocks=240, strength_steps=600, score_steps=300)
 
 
 @pytest.fixture(scope="session")

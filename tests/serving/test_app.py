@@ -193,7 +193,7 @@ def test_a_detector_that_raises_does_not_stop_predictions(live, registry, monkey
     running = live(registry)
     detector = running.server.engine.current.detector
     with monkeypatch.context() as patched:
-        patched.setattr(detector, "assess", lambda _: 1 / 0)
+        patched.setattr(detector, "assess", lambda *_: 1 / 0)
         assert set(outputs(running.infer(torch.zeros(2, 1, 8, 8)))) == {"label", "probabilities"}
         assert "ZeroDivisionError" in running.status()["problem"]
     assert "is_adversarial" in outputs(running.infer(torch.zeros(2, 1, 8, 8)))

@@ -101,8 +101,8 @@ def flag(running, monkeypatch, rows: list[int]) -> None:
     detector = running.server.engine.current.detector
     assess = detector.assess
 
-    def flagged(x):
-        verdicts = assess(x)
+    def flagged(*given):
+        verdicts = assess(*given)
         verdicts.is_adversarial.zero_()[rows] = True
         return verdicts
 

@@ -1,0 +1,133 @@
+"""Learning to score single inputs, attacked against clean and harmlessly changed ones, and where to draw the line."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from redoubt.detection.benign import BENIGN, NOISE, benign
+from redoubt.detection.networks import Scorer, certainty
+
+CONFIDENCE = 0.99    # of the bound of the realised false-positive rate
+CLEAN, FLOAT, CHANGED, RANDOM = 4.0, 1.0, 0.3, 0.01   # what one picture of each sort weighs
+NEAR = 0.35          # the same of one that lies just across a boundary, where an attack weighs 1
+_STRUCTURED = ("stripes", "coarse")   # noise with the texture of black-box search: scored as it comes
+_RATE, _BATCH = 5e-3, 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Pictures to learn from.
+
+    Attributes:
+        x: float16 [N, C, S, S].
+        sure: their `networks.certainty`, [N, CERTAINTY].
+        weight: [N].
+    """
+
+    x: Tensor
+    sure: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, model: nn.Module, x: Tensor, weight: float) -> Examples:
+        return cls(x=x.half(), sure=answers(model, x), weight=torch.full((len(x),), weight, device=x.device))
+
+    @classmethod
+    def joined(cls, parts: list[Examples]) -> Examples:
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in ("x", "sure", "weight")})
+
+    def rows(self, chosen: Tensor) -> Examples:
+        return Examples(x=self.x[chosen], sure=self.sure[chosen], weight=self.weight[chosen])
+
+
+@torch.no_grad()
+def answers(model: nn.Module, x: Tensor) -> Tensor:
+    """How sure the model is of each picture: [N, C, S, S] to [N, CERTAINTY]."""
+    return torch.cat([certainty(model(part).float().softmax(1)) for part in x.split(_BATCH)])
+
+
+@torch.no_grad()
+def score(scorer: Scorer, model: nn.Module, x: Tensor) -> Tensor:
+    """The scorer's logits of pictures [N, C, S, S]: [N]."""
+    return torch.cat([scorer(part, certainty(model(part).float().softmax(1))) for part in x.split(_BATCH)])
+
+
+def harmless(model: nn.Module, x: Tensor, *, levels: int, most: int, generator: torch.Generator) -> Examples:
+    """Clean and harmlessly changed pictures, at most so many of each kind.
+
+    Random noise weighs next to nothing: an attack on an input whose gradient has vanished is little else, and that a
+    campaign of noise is no attack is for the model's evidence to say, which adds up over inputs. A few clean pictures
+    cannot teach what clean means: small splits are changed several times over.
+    """
+    parts, x = [], x[:most]
+    for _ in range(max(1, min(8, 2000 // len(x)))):
+        for kind in BENIGN:
+            if kind in _STRUCTURED:
+                continue
+            weight = {"clean": CLEAN, "float": FLOAT}.get(kind, RANDOM if kind in NOISE else CHANGED)
+            parts.append(Examples.of(model, benign(kind, x, levels=levels, generator=generator), weight))
+    return Examples.joined(parts)
+
+
+def fit_scorer(attacked: Examples, changed: Examples, *, seed: int, steps: int) -> Scorer:
+    """Learn to tell attacked pictures from the others.
+
+    Returns:
+        The scorer, in eval mode; its logits mean nothing before a threshold is set.
+    """
+    data = Examples.joined([attacked, changed])
+    label = torch.cat([torch.ones(len(attacked.x)), torch.zeros(len(changed.x))]).to(data.x.device)
+    # Both sides weigh the same in all, however many attacks were rehearsed.
+    share = changed.weight.sum() / attacked.weight.sum()
+    weight = torch.cat([attacked.weight * share, changed.weight])
+    weight = weight / weight.mean()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        scorer = Scorer(data.x.shape[1]).to(data.x.device)
+    scorer.mean.copy_(data.sure.mean(0))
+    scorer.scale.copy_(data.sure.std(0) + 1e-3)
+    learned = [*scorer.parameters(), *(part for norm in scorer.normalised() for part in norm.parameters())]
+    optimizer = torch.optim.AdamW(learned, lr=_RATE, weight_decay=1e-3, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        rows = torch.randint(len(data.x), (_BATCH,), generator=generator).to(data.x.device)
+        x = data.x[rows].float().contiguous(memory_format=torch.channels_last)
+        loss = F.binary_cross_entropy_with_logits(scorer(x, data.sure[rows]), label[rows], weight=weight[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return scorer.settle()
+
+
+def conformal_threshold(scores: Tensor, fpr: float) -> tuple[float, float]:
+    """The threshold for a false-positive rate, and an upper bound of the rate that it truly has.
+
+    With k of n + 1 exchangeable scores allowed above it, the threshold is the k-th largest of the n given: a fresh one
+    exceeds it with probability k / (n + 1) at most (split conformal: Vovk et al. 2005). Given these n, that rate is
+    distributed as Beta(k, n + 1 - k); the second value is its 99 % quantile.
+
+    Args:
+        scores: of clean pictures that fitting never saw, [n].
+        fpr: the rate asked for; k is at least 1.
+    """
+    n = len(scores)
+    k = max(1, math.floor((n + 1) * fpr))
+    threshold = scores.sort(descending=True).values[k - 1].item()
+    low, high = 0.0, 1.0
+    for _ in range(60):   # the rate p at which fewer than k of n exceed with probability 1 - CONFIDENCE
+        p = (low + high) / 2
+        fewer = sum(math.exp(_log_binomial(n, i, p)) for i in range(k))
+        low, high = (p, high) if fewer > 1 - CONFIDENCE else (low, p)
+    return threshold, high
+
+
+def _log_binomial(n: int, i: int, p: float) -> float:
+    choose = math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
+    return choose + i * math.log(p) + (n - i) * math.log1p(-p)
