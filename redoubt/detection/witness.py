@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +75,7 @@ class Witness(nn.Module):
 def measures(model: nn.Module, x: Tensor) -> Tensor:
     """What a picture's detail does to the classifier, against what it would do elsewhere or with other signs.
 
-    Costs fifteen forward passes and two backward passes. The classifier is left as it is.
+    Costs fifteen forward passes and two backward passes, most of them in one batch. The classifier is left as it is.
 
     Args:
         model: in eval mode, from pictures to logits.
@@ -85,51 +86,70 @@ def measures(model: nn.Module, x: Tensor) -> Tensor:
     """
     if len(x) == 0:
         return x.new_zeros(0, MEASURES)
-    logits = model(x)
-    once = blur(x)
+    logits, once = model(x), blur(x)
+    first, smooths = logits.argmax(1), (once, blur(once))
+    smoothed, gradients, seconds = (
+        part.split(len(x)) for part in _at_smoothed(model, torch.cat(smooths), first.repeat(2)))
+    tried = [trial for smooth in smooths for trial in _elsewhere(x, smooth)] + _shaken(x, x - once)
+    answers = model(torch.cat(tried).clamp(0, 1)).split(len(x))   # one pass: few inputs at a time are dear
     rows = _texture(x - once)
-    for smooth in (once, blur(once)):
-        rows += _detail(model, x, logits, smooth)
-    rows += _nearby(model, x, logits, x - once)
+    for i, smooth in enumerate(smooths):
+        rows += _detail(x - smooth, gradients[i], logits, smoothed[i], seconds[i], answers[4 * i : 4 * i + 4])
+    rows += _nearby(logits, answers[8:])
     return torch.stack(rows, 1).nan_to_num(0.0, 0.0, 0.0).clamp(-20, 20)
 
 
 def measured(model: nn.Module, x: Tensor) -> Tensor:
     """`measures` of any number of pictures, in parts."""
-    return torch.cat([measures(model, part) for part in x.split(256)])
+    return torch.cat([measures(model, part) for part in x.split(64)])
 
 
-def _detail(model: nn.Module, x: Tensor, logits: Tensor, smooth: Tensor) -> list[Tensor]:
-    """How the detail lost by smoothing lies to the gradient there, and what it does to the margin of the answer."""
-    detail, first = x - smooth, logits.argmax(1)
-    smoothed, gradient, second = _at_smoothed(model, smooth, first)
-    unit, own = logits.std(1).clamp_min(1e-6), _margin(logits, first, second)
-    flipped = [_margin(model((smooth + detail * _signs(detail, seed)).clamp(0, 1)), first, second) for seed in (0, 1)]
+def _elsewhere(x: Tensor, smooth: Tensor) -> list[Tensor]:
+    """The smoothed picture with the detail that it lost, twice under other signs and twice at other places."""
+    detail = x - smooth
     third, fourth = max(1, x.shape[-1] // 3), max(1, x.shape[-1] // 4)
-    moved = [_margin(model((smooth + turn * detail.roll((turn * third, fourth), (2, 3))).clamp(0, 1)), first, second)
-             for turn in (1, -1)]
+    flipped = [smooth + detail * _signs(detail, seed) for seed in (0, 1)]
+    return flipped + [smooth + turn * detail.roll((turn * third, fourth), (2, 3)) for turn in (1, -1)]
+
+
+def _shaken(x: Tensor, detail: Tensor) -> list[Tensor]:
+    """The picture under random changes as large as the detail, either way, and under changes twice as large."""
+    size = detail.abs().flatten(1).mean(1).view(-1, 1, 1, 1)
+    return [x + turn * times * size * _signs(x, 2) for times in (1, 2) for turn in (1, -1)]
+
+
+def _detail(
+    detail: Tensor, gradient: Tensor, logits: Tensor, smoothed: Tensor, second: Tensor, answers: Sequence[Tensor]
+) -> list[Tensor]:
+    """How the detail lost by smoothing lies to the gradient there, and what it does to the margin of the answer.
+
+    Args:
+        smoothed, second: the smoothed picture's logits, and the best class there but the answer.
+        answers: logits of what `_elsewhere` gives.
+    """
+    first = logits.argmax(1)
+    unit, own = logits.std(1).clamp_min(1e-6), _margin(logits, first, second)
+    margins = [_margin(answer, first, second) for answer in answers]
     flat = detail / (blur(detail.abs()) + 2 / 255)   # edges count no more than a perturbation of a plain area
     pointed = gradient.sign()
     pointed = pointed - blur(pointed)
     aligned = _cosine(flat, pointed)
     return [
         aligned, aligned.abs(), _cosine(detail - blur(detail), pointed), _cosine(detail, gradient),
-        (own - _margin(smoothed, first, second)) / unit, (own - sum(flipped) / 2) / unit, (own - sum(moved) / 2) / unit,
-        (smoothed.argmax(1) != first).float(),
+        (own - _margin(smoothed, first, second)) / unit, (own - sum(margins[:2]) / 2) / unit,
+        (own - sum(margins[2:]) / 2) / unit, (smoothed.argmax(1) != first).float(),
     ]
 
 
-def _nearby(model: nn.Module, x: Tensor, logits: Tensor, detail: Tensor) -> list[Tensor]:
-    """How sure the answer is, and how it stands random changes as large as the detail, and twice as large."""
+def _nearby(logits: Tensor, answers: Sequence[Tensor]) -> list[Tensor]:
+    """How sure the answer is, and how it stands random changes: `answers` are logits of what `_shaken` gives."""
     best = logits.topk(2, 1)
     first, second = best.indices.unbind(1)
     unit, own = logits.std(1).clamp_min(1e-6), best.values[:, 0] - best.values[:, 1]
-    size = detail.abs().flatten(1).mean(1).view(-1, 1, 1, 1)
     out = [own / unit]
-    for times in (1, 2):
-        answers = [model((x + turn * times * size * _signs(x, 2)).clamp(0, 1)) for turn in (1, -1)]
-        out.append((sum(_margin(answer, first, second) for answer in answers) / 2 - own) / unit)
-        out.append(sum((answer.argmax(1) != first).float() for answer in answers) / 2)
+    for both in (answers[:2], answers[2:]):
+        out.append((sum(_margin(answer, first, second) for answer in both) / 2 - own) / unit)
+        out.append(sum((answer.argmax(1) != first).float() for answer in both) / 2)
     return out
 
 
