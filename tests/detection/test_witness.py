@@ -53,7 +53,7 @@ def test_the_model_is_asked_about_flagged_inputs_only(digits, digits_model, digi
     known = digits_model(x).softmax(1).detach()
     verdicts = detector.assess(x, known)
     flagged = verdicts.is_adversarial
-    assert 0 < flagged.sum() < 40 and set(asked) == {int(flagged.sum())}
+    assert 0 < flagged.sum() < 40 and sum(asked) == 15 * int(flagged.sum())
     assert (verdicts.evidence[~flagged, PIXELS] == 0).all() and (verdicts.evidence[flagged, PIXELS] != 0).all()
     asked.clear()
     detector.assess(x[:100][~flagged[:100]], known[:100][~flagged[:100]])
