@@ -18,6 +18,7 @@ READING_DATA = ("begin", "prepare_data")
 WITH_MLFLOW = ("train", "register", "gate")
 RESUMED = ("train", "evaluate")   # go on from what an attempt before has finished
 CHECKPOINT_PATH = "/checkpoints"
+RETRIED_FOR = "365d"   # from the first attempt's start on: Argo repeats nothing after it, and ends what runs then
 _MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 _OCI_KEYS = ("REDOUBT_OCI_USER", "REDOUBT_OCI_PASSWORD")
 SIGNING_PATH, TRUSTED_PATH = "/etc/redoubt/signing", "/etc/redoubt/trusted"
@@ -35,7 +36,7 @@ def placing(settings: ClusterSettings):
         _secrets(name, task, settings)
         if settings.retries:
             task.set_retry(num_retries=settings.retries, backoff_duration=f"{settings.retry_seconds}s",
-                           backoff_factor=2.0, backoff_max_duration="3600s")
+                           backoff_factor=2.0, backoff_max_duration=RETRIED_FOR)
         kubernetes.set_timeout(task, int(settings.step_hours * 3600))
         kubernetes.add_pod_label(task, *LABEL)
 

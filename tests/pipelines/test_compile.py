@@ -106,6 +106,16 @@ def test_settings_reach_the_pods():
     assert spec["root"]["dag"]["tasks"]["train"]["retryPolicy"]["maxRetryCount"] == 5
 
 
+def test_a_step_that_fails_after_hours_is_still_repeated():
+    settings = ClusterSettings(image=IMAGE, retries=3, step_hours=48.0)
+    spec, _ = documents(package(settings).content)
+    dags = [spec["root"]["dag"], *(one["dag"] for one in spec["components"].values() if "dag" in one)]
+    policies = [task["retryPolicy"] for dag in dags for task in dag["tasks"].values() if "retryPolicy" in task]
+    assert len(policies) == 8
+    for policy in policies:   # Argo ends every repeat that long after the first attempt began
+        assert int(policy["backoffMaxDuration"].removesuffix("s")) > 4 * 48 * 3600
+
+
 def test_keys_reach_the_steps_that_need_them_and_no_other():
     settings = ClusterSettings(image=IMAGE, signing_secret="key", trusted_keys="public", oci_secret="login")
     spec, platform = documents(package(settings).content)
