@@ -85,6 +85,7 @@ class ConfigMapLedger:
         self._lock = threading.RLock()
         self._known: tuple[Document, dict | None] | None = None   # as last read or written, with the object
         self._known_at = -math.inf
+        self._read_in: str | None = None   # our term when it was read; None while another replica led
         self._introduced = ""   # the term of ours that the document has carried
         self._orphans: list[str] = []   # claims of requests that were dropped, until they are removed
 
@@ -98,8 +99,9 @@ class ConfigMapLedger:
         campaign = opened(model_name, version, inputs=inputs, flagged=flagged)
 
         def add(document: Document) -> tuple[Document, Campaign]:
-            if _find(document.campaigns, campaign.id):   # the answer to the first try was lost
-                return document, campaign
+            for row in document.campaigns:   # the answer to the first try was lost
+                if (row.model_name, row.model_version, row.state) == (model_name, version, "open"):
+                    return document, row
             return replace(document, campaigns=(*document.campaigns, campaign)), campaign
 
         return self._change(add)
@@ -226,7 +228,8 @@ class ConfigMapLedger:
         try:
             if lasts is None:   # a leader is the only one who writes
                 lasts = self._fresh * (5 if self._leadership.leads else 1)
-            if self._clock() - self._known_at > lasts:
+            term = self._leadership.term   # in a new one all is read anew: the leader before may have written since
+            if self._clock() - self._known_at > lasts or (term is not None and term != self._read_in):
                 try:
                     self._fetch()
                 except ClusterError as error:
@@ -288,14 +291,14 @@ class ConfigMapLedger:
         return term
 
     def _fetch(self) -> None:
+        term = self._leadership.term
         try:
             found = self._kubernetes.get(CONFIG_MAP, self._name)
         except NotFound:
-            self._known, self._known_at = (Document(), None), self._clock()
-            return
-        text = (found.get("data") or {}).get(KEY)
+            found = None
+        text = ((found or {}).get("data") or {}).get(KEY)
         self._known = (Document.from_json(text) if text else Document(), found)
-        self._known_at = self._clock()
+        self._known_at, self._read_in = self._clock(), term
 
     def _store(self, document: Document, holder: dict | None) -> None:
         self._write(document, holder, {KEY: document.to_json()})

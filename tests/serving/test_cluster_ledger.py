@@ -205,6 +205,27 @@ def test_a_write_whose_answer_is_lost_is_not_made_twice(leader, server, status):
     assert leader.ledger.ask(campaign, WEAK, **FREE)[0] is None
 
 
+@pytest.mark.parametrize("status", [0, 500], ids=["the connection is cut", "500"])
+def test_a_campaign_whose_opening_was_not_heard_of_goes_on_as_the_same(leader, server, status):
+    leader.open()
+    leader.ledger.update_campaign(leader.ledger.running_campaign("digits"), state="closed")
+    server.faults.append(Fault(status, matches=lambda call: call.verb == "update", done=True))
+    with pytest.raises(LedgerUnavailable):
+        leader.open()
+    campaign = leader.open()
+    assert [row.id for row in leader.ledger.campaigns() if row.state == "open"] == [campaign.id]
+
+
+def test_who_begins_to_lead_works_off_nothing_that_was_finished_a_moment_ago(leader, other):
+    request, _ = leader.ledger.ask(leader.open(), WEAK, **FREE)
+    request = leader.ledger.update_request(request, state="running")
+    assert other.ledger.due("digits") == request
+    leader.ledger.update_request(request, state="failed", attempts=3, finished_at=time.time(), next_attempt_at=None)
+    leader.leadership.stop()
+    assert other.leadership.campaign(), "at once, for the Lease was given back"
+    assert other.ledger.due("digits") is None
+
+
 def test_contention_is_survived(server):
     """Somebody else keeps changing the ConfigMap, a label perhaps: the ledger reads again and gets through."""
     leader = Member(server, "a", before=lambda call: meddle(call))
@@ -291,9 +312,9 @@ def test_what_the_ledger_drops_takes_its_claims_along(server, leader, years):
 
 def test_a_claim_that_cannot_be_removed_now_goes_with_the_next_change(server, leader, years):
     server.faults.append(Fault(503, times=3, matches=lambda call: call.verb == "delete"))
-    leader.open()
+    campaign = leader.open()
     assert len(leases(server)) == 4, "the change itself is written all the same"
-    leader.open()
+    leader.ledger.update_campaign(campaign, flagged=21)
     assert leases(server) == {claim_name(years[-1].claim)}
 
 
