@@ -109,6 +109,15 @@ class ClusterSettings:
             value = getattr(self, name)
             if value and not _NAME.fullmatch(value):
                 raise InvalidInput(f"{name}: {value!r} is no name of Kubernetes: lowercase letters, digits, - and .")
+        volumes: dict[str, str] = {}   # Kubeflow Pipelines calls a pod's volume as what is mounted
+        for name in ("data_claim", "checkpoint_claim", "signing_secret", "trusted_keys"):
+            value, kind = getattr(self, name), name.rsplit("_", 1)[-1]
+            if "." in value or len(value) > 63:
+                raise InvalidInput(f"{name}: {value!r} cannot be mounted by Kubeflow Pipelines, which calls the volume "
+                                   "by it: take a name without dots of 63 characters at most")
+            if value and volumes.setdefault(value, kind) != kind:
+                raise InvalidInput(f"{name}: {value!r} is another setting's name, too: Kubeflow Pipelines would take "
+                                   "both for one volume")
         for name, least in (("gpus_per_node", 0), ("nodes", 1), ("retries", 0), ("retry_seconds", 1), ("user", 1)):
             if getattr(self, name) < least:
                 raise InvalidInput(f"{name} must be at least {least}, not {getattr(self, name)}")

@@ -116,6 +116,19 @@ def test_a_step_that_fails_after_hours_is_still_repeated():
         assert int(policy["backoffMaxDuration"].removesuffix("s")) > 4 * 48 * 3600
 
 
+@pytest.mark.parametrize("given, says", [
+    ({"data_claim": "pictures.of.cats"}, "without dots"),
+    ({"checkpoint_claim": "c" * 64}, "63 characters"),
+    ({"signing_secret": "redoubt", "trusted_keys": "redoubt"}, "trusted_keys: 'redoubt' is another setting's name"),
+    ({"trusted_keys": "team", "checkpoint_claim": "team"}, "for one volume"),
+])
+def test_what_cannot_be_a_volume_s_name_is_refused(given, says):
+    """The server's driver calls a volume as the claim, Secret or ConfigMap in it; the pod would be refused."""
+    with pytest.raises(InvalidInput, match=says):
+        ClusterSettings(image=IMAGE, **given)
+    assert ClusterSettings(image=IMAGE, data_claim="team", checkpoint_claim="team", s3_secret="team.s3")
+
+
 def test_keys_reach_the_steps_that_need_them_and_no_other():
     settings = ClusterSettings(image=IMAGE, signing_secret="key", trusted_keys="public", oci_secret="login")
     spec, platform = documents(package(settings).content)
