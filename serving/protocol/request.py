@@ -12,6 +12,7 @@ from redoubt.errors import InvalidInput
 from serving.protocol.names import DATATYPES, INPUT, OUTPUTS, kind, words
 from serving.protocol.pixels import from_json_data, from_raw
 
+_SMALL = 1 << 20   # bytes of a message that is read as it comes
 _SLACK = 4096   # brackets and commas that a message may have beside its data: outputs, parameters, an id in words
 _LONGEST_ID = 512
 
@@ -72,9 +73,12 @@ def decode(body: bytes, shape: tuple[int, int, int], *, max_batch: int, json_len
 
 
 def _parse(text: bytes, shape: tuple[int, int, int], max_batch: int) -> dict:
-    """The message. Its parts are counted before: a few megabytes of brackets would become gigabytes of lists."""
+    """The message. The parts of a large one are counted before: megabytes of brackets would become gigabytes of lists.
+
+    A small one can become some twenty megabytes at most, and counting would cost as much as reading it.
+    """
     channels, height, width = shape
-    if (
+    if len(text) > _SMALL and (
         text.count(b"[") > max_batch * (1 + channels * (1 + height)) + _SLACK or text.count(b"{") > _SLACK
         or text.count(b",") > max_batch * channels * height * width + _SLACK
     ):
