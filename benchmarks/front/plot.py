@@ -29,6 +29,8 @@ def draw_front(rows: Sequence[dict], target: dict, file: Path) -> None:
     styles = {name: (COLOURS[i % 4], "osD^vPX*"[i % 8]) for i, name in enumerate(objectives)}
 
     def draw(figure, narrow: bool) -> None:
+        from matplotlib.ticker import MultipleLocator
+
         axes = figure.subplots()
         for row in rows:
             colour, marker = styles[row["objective"]]
@@ -49,6 +51,7 @@ def draw_front(rows: Sequence[dict], target: dict, file: Path) -> None:
         axes.set(xlabel="training, seconds", ylabel="AutoAttack accuracy, Linf 0.1", xlim=(0, None),
                  ylim=(bottom - 0.02, top + 0.02), title="Robustness per second, Fashion-MNIST")
         plots.percent_axis(axes.yaxis)
+        axes.yaxis.set_major_locator(MultipleLocator(0.05))   # whole percents: labels show no more
         axes.legend(loc="lower right")
 
     plots.save(draw, file, size=(7.2, 4.4))
