@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -60,13 +59,10 @@ class LoadedModel:
 
     def assess(self, x: Tensor, probabilities: Tensor | None = None) -> Verdicts:
         """The detector's verdicts on x, on the CPU; what the model answered [N, K] spares it asking again."""
-        known = [None] * math.ceil(len(x) / CHUNK) if probabilities is None else probabilities.split(CHUNK)
-        parts = [self.detector.assess(part.to(self.device, non_blocking=True), answers)
-                 for part, answers in zip(x.split(CHUNK), known, strict=True)]
-        names = parts[0].__dict__
-        joined = {name: torch.cat([getattr(part, name) for part in parts]).cpu() for name in names} \
-            if len(parts) > 1 or self.device.type != "cpu" else names
-        return Verdicts(**joined)
+        verdicts = self.detector.assess(x.to(self.device, non_blocking=True), probabilities)
+        if self.device.type == "cpu":
+            return verdicts
+        return Verdicts(**{name: value.cpu() for name, value in vars(verdicts).items()})
 
 
 @dataclass(frozen=True, kw_only=True)

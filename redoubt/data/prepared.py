@@ -58,11 +58,11 @@ def prepare(
     `limit` keeps that many training pictures (and a sixth as many for test), for quick trials. `request` is
     what a later run must ask for to get the same data; it is kept, but is no part of the checksum.
     """
-    order = _shuffled(source, seed)
+    order, mixed = _shuffled(source, seed), np.random.default_rng(seed)
     test = (source.test_images, source.test_labels)
     if test[0] is None:
         cut = _whole_groups(source, order, len(order) // 6)
-        rows = order[:cut] if source.groups is None else np.random.default_rng(seed).permutation(order[:cut])
+        rows = order[:cut] if source.groups is None else mixed.permutation(order[:cut])
         test = (source.train_images[rows], source.train_labels[rows])
         order = order[cut:]
     if limit is not None:
@@ -71,7 +71,6 @@ def prepare(
 
     folder.mkdir(parents=True, exist_ok=True)
     sizes, start, splits = split_sizes(len(order), grouped=source.groups is not None), 0, {}
-    mixed = np.random.default_rng(seed)
     for name in SPLITS[:-1]:
         end = len(order) if name == SPLITS[-2] else _whole_groups(source, order, start + sizes[name])
         # Sorted rows of groups would come class by class, and the first n of a split are often all that is looked at.

@@ -111,8 +111,8 @@ class Detector:
         if x.dim() != 4 or x.shape[1] != self.settings.channels:
             raise InvalidInput(f"expected [N, {self.settings.channels}, S, S], not {tuple(x.shape)}")
         if len(x) > _CHUNK:
-            known = [None] * len(x) if probabilities is None else probabilities.split(_CHUNK)
-            parts = [self.assess(part, answers) for part, answers in zip(x.split(_CHUNK), known, strict=False)]
+            chunks = [slice(at, at + _CHUNK) for at in range(0, len(x), _CHUNK)]
+            parts = [self.assess(x[at], None if probabilities is None else probabilities[at]) for at in chunks]
             return Verdicts(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
         x = x.float()
         if probabilities is None:

@@ -34,14 +34,18 @@ def features(x: Tensor) -> Tensor:
     return torch.cat([_log_histogram(part.flatten(1)) for part in _differences(x)], 1).sqrt()
 
 
-def _differences(x: Tensor) -> list[Tensor]:
-    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+def neighbours_median(padded: Tensor) -> Tensor:
+    """The median of each pixel's four neighbours, of pictures with one pixel more on each side: without a sort, the sum
+    less the extremes."""
     left, right = padded[..., 1:-1, :-2], padded[..., 1:-1, 2:]
     above, below = padded[..., :-2, 1:-1], padded[..., 2:, 1:-1]
-    # The median of four neighbours, without a sort: the sum less the extremes.
     most = torch.maximum(torch.maximum(left, right), torch.maximum(above, below))
     least = torch.minimum(torch.minimum(left, right), torch.minimum(above, below))
-    residual = x - (left + right + above + below - most - least) / 2
+    return (left + right + above + below - most - least) / 2
+
+
+def _differences(x: Tensor) -> list[Tensor]:
+    residual = x - neighbours_median(F.pad(x, (1, 1, 1, 1), mode="replicate"))
     parts = [x, 1 - x, (x[..., 1:] - x[..., :-1]).abs(), (x[..., 1:, :] - x[..., :-1, :]).abs(), residual.abs()]
     if x.shape[1] > 1:
         parts.append((residual - residual.roll(1, dims=1)).abs())

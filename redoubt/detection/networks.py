@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from redoubt.detection.features import neighbours_median
+
 PIXELS = 63     # numbers of pixel evidence kept for each input: a learned projection and, last, the squashed score
 CERTAINTY = 3   # numbers in `certainty`
 EVIDENCE = PIXELS + 1   # and, behind them, the model's evidence: log odds of an attack; 0 where it was not asked
@@ -70,12 +72,7 @@ def _maps(x: Tensor) -> Tensor:
     To the median of four neighbours, to the mean of nine pixels, and to the nearer of black and white.
     """
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    left, right = padded[..., 1:-1, :-2], padded[..., 1:-1, 2:]
-    above, below = padded[..., :-2, 1:-1], padded[..., 2:, 1:-1]
-    most = torch.maximum(torch.maximum(left, right), torch.maximum(above, below))
-    least = torch.minimum(torch.minimum(left, right), torch.minimum(above, below))
-    median = (left + right + above + below - most - least) / 2
-    maps = torch.cat([x - median, x - F.avg_pool2d(padded, 3, 1), torch.minimum(x, 1 - x)], 1)
+    maps = torch.cat([x - neighbours_median(padded), x - F.avg_pool2d(padded, 3, 1), torch.minimum(x, 1 - x)], 1)
     return maps.sign() * ((maps.abs() + 0.01).sqrt() - 0.1)
 
 
