@@ -167,9 +167,6 @@ class Engine:
                     log.exception("assessing inputs failed")
                 self._problems.note("detector", f"version {loaded.version}: {type(error).__name__}: {error}")
         self._notes.verdicts, self._notes.seconds = verdicts, time.perf_counter() - began
-        reason = self._probation.judge(loaded, len(x), self._notes.seconds)
-        if reason:
-            self._convicted(loaded, reason)
         return predict(loaded, probabilities, verdicts)
 
     def _probabilities(self, loaded: LoadedModel, x: Tensor) -> tuple[LoadedModel, Tensor]:
@@ -195,6 +192,21 @@ class Engine:
             loaded=prediction.loaded, x=x, predicted=prediction.outputs["label"], verdicts=notes.verdicts, jobs=jobs,
             seconds=notes.seconds,
         ))
+        self._try(prediction.loaded, x, notes.seconds)
+
+    def _try(self, loaded: LoadedModel, x: Tensor, seconds: float) -> None:
+        """A new champion that looks slow is compared with the one before, after the batch was answered."""
+        before = self._probation.suspects(loaded, len(x), seconds)
+        if before is None or not _alike(before, loaded):
+            return
+        reason = self._probation.compare(loaded, before, lambda model: self._run(model, x))
+        if reason:
+            self._convicted(loaded, reason)
+
+    def _run(self, model: LoadedModel, x: Tensor) -> None:
+        probabilities = model.probabilities(x)
+        if model.detector is not None and self._settings.detection:
+            model.assess(x, probabilities)
 
     def stop(self) -> None:
         """Finish what is queued and end the threads."""
