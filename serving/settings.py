@@ -97,7 +97,9 @@ class Settings(BaseSettings):
     probation_seconds: float = Field(
         300.0, ge=0, description="After a swap: a champion that errs or slows within them is rolled back; 0 is never"
     )
-    slow_factor: float = Field(3.0, gt=1, description="Times the old computing time, on the same inputs, that make a new one too slow")
+    slow_factor: float = Field(
+        3.0, gt=1, description="Times the old computing time, on the same inputs, that make a new one too slow"
+    )
 
     shadow_share: float = Field(
         0.0, ge=0, le=1, description="Share of the traffic that the challenger computes, too, for comparison; 0 is none"
