@@ -148,8 +148,9 @@ def rehearse_all(
             real.append(block.threat.size(block.x - block.clean) > 0.4 * block.threat.epsilon)
             facts.append((math.log(block.threat.epsilon), index, KINDS.index(block.kind)))
             if norm == "L2" or len(facts) % 2:
-                crossed = across(model, block, inside=len(facts) % 4 > 1)
-                near.append(Examples.of(model, crossed if len(facts) % 8 else on_lattice(crossed, levels), NEAR))
+                crossed = across(model, block, inside=len(near) % 2 == 1)
+                sent = on_lattice(crossed, levels) if len(near) % 5 else crossed   # four in five, as most that is sent
+                near.append(Examples.of(model, sent, NEAR))
     logs, norms, kinds = zip(*facts, strict=True)
     return Rehearsal(
         seen=torch.stack(seen), attacked=Examples.joined(attacked), near=Examples.joined(near), real=torch.stack(real),
