@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 from torch import Tensor
 
-from redoubt.detection import Monitor, RecentInputs, Verdicts
+from redoubt.detection import Monitor, RecentInputs, Verdicts, digests
 from serving.campaigns import Campaigns
 from serving.model import LoadedModel
 from serving.problems import Problems
@@ -51,14 +51,14 @@ class Watch:
         Args:
             clients: who sent each of the N inputs; nobody in particular when None.
         """
-        flags = verdicts.is_adversarial.tolist()
+        flags, known = verdicts.is_adversarial.tolist(), digests(x.numpy())
         with self._lock:
             if loaded is not self._loaded or self._monitor is None:
                 return
             self._inputs += len(x)
             senders = clients or [""] * len(x)
-            for pixels, flagged, evidence, client in zip(x.numpy(), flags, verdicts.evidence, senders, strict=True):
-                if not self._recent.is_new(pixels):
+            for own, flagged, evidence, client in zip(known, flags, verdicts.evidence, senders, strict=True):
+                if not self._recent.is_new(own):
                     continue
                 self._distinct += 1
                 self._flagged += flagged

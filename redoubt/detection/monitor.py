@@ -55,10 +55,10 @@ class Monitor:
         Returns:
             Whether the statistic stands at or above the threshold after any of them.
         """
-        alarm = False
-        for one in (flagged if isinstance(flagged, Iterable) else (flagged,)):
+        alarm, threshold = False, self.threshold
+        for one in (flagged,) if isinstance(flagged, (bool, np.bool_)) else flagged:
             self._log = np.logaddexp(0.0, self._log) + (self._on_flag if one else self._on_pass)
-            alarm = alarm or self.statistic >= self.threshold
+            alarm = alarm or self.statistic >= threshold
         return bool(alarm)
 
     def update_interval(self, *, flagged: int, passed: int) -> bool:
@@ -128,15 +128,8 @@ class RecentInputs:
         self.capacity = capacity
         self._seen: OrderedDict[bytes, None] = OrderedDict()
 
-    def is_new(self, pixels: np.ndarray) -> bool:
-        """Whether this input (any shape) is not among those remembered. It is from now on.
-
-        The digest is of the values as float32 and of the shape, so the same picture counts once whichever way it came.
-        """
-        return self.is_new_digest(digest(pixels))
-
-    def is_new_digest(self, digest: bytes) -> bool:
-        """Like `is_new`, for an input of which only the digest is known."""
+    def is_new(self, digest: bytes) -> bool:
+        """Whether the input with this digest (`digests`) is not among those remembered. It is from now on."""
         known = digest in self._seen
         self._seen[digest] = None
         self._seen.move_to_end(digest)
@@ -148,10 +141,16 @@ class RecentInputs:
         return len(self._seen)
 
 
-def digest(pixels: np.ndarray) -> bytes:
-    """What tells one input (any shape) from another, in 16 bytes."""
-    pixels = np.ascontiguousarray(pixels, dtype=np.float32) + np.float32(0)   # -0.0 becomes 0.0
-    return hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).digest()
+def digests(batch: np.ndarray) -> list[bytes]:
+    """What tells one input of a batch [N, ...] from another: 16 bytes each, of the values as float32 and the shape."""
+    rows = np.ascontiguousarray(batch, dtype=np.float32) + np.float32(0)   # -0.0 becomes 0.0
+    begun = hashlib.blake2b(repr(rows.shape[1:]).encode(), digest_size=16)
+    found = []
+    for row in rows.reshape(len(rows), math.prod(rows.shape[1:])):
+        whole = begun.copy()
+        whole.update(row)
+        found.append(whole.digest())
+    return found
 
 
 def all_clear(recent: Sequence[bool], *, null_rate: float, window: int = 200) -> bool:

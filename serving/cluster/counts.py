@@ -22,7 +22,7 @@ from torch import Tensor
 
 from redoubt.cluster.errors import Conflict, NotFound
 from redoubt.cluster.kubernetes import CONFIG_MAP, Kubernetes
-from redoubt.detection import RecentInputs, Verdicts, digest
+from redoubt.detection import RecentInputs, Verdicts, digests
 from serving.model import LoadedModel
 
 TAIL, WITH_EVIDENCE = 1024, 64   # flagged inputs whose digest is told, and the newest of them with their evidence
@@ -111,13 +111,13 @@ class Tally:
     def observe(self, loaded: LoadedModel, x: Tensor, verdicts: Verdicts, clients: list[str] | None = None) -> None:
         """Take in the verdicts on x [N, C, H, W]; those of a version that no longer serves are left aside."""
         flags, senders = verdicts.is_adversarial.tolist(), clients or [""] * len(x)
+        known = digests(x.numpy())
         with self._lock:
             if loaded is not self._loaded:
                 return
             self._inputs += len(x)
-            for pixels, flagged, evidence, client in zip(x.numpy(), flags, verdicts.evidence, senders, strict=True):
-                own = digest(pixels)
-                if not self._recent.is_new_digest(own):
+            for own, flagged, evidence, client in zip(known, flags, verdicts.evidence, senders, strict=True):
+                if not self._recent.is_new(own):
                     continue
                 if flagged:
                     self._flagged += 1

@@ -189,7 +189,7 @@ class Judge:
             more = round(more * len(told) / new)
         known = [] if counts.evidence is None else list(zip(counts.evidence, counts.clients, strict=True))
         rows = [(None, "")] * (len(told) - len(known)) + known[max(0, len(known) - len(told)):]
-        return more, [row for one, row in zip(told, rows, strict=True) if self._recent.is_new_digest(one[:DIGEST])]
+        return more, [row for one, row in zip(told, rows, strict=True) if self._recent.is_new(one[:DIGEST])]
 
     def _interval(self, passed: int, flagged: list[Row]) -> None:
         alarm = self._monitor.update_interval(flagged=len(flagged), passed=passed)

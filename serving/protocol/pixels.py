@@ -10,24 +10,42 @@ import numpy as np
 
 from redoubt.errors import InvalidInput
 from serving.protocol.names import DATATYPES, kind
+from serving.protocol.quick import Numbers
 
 _NUMBERS = {int, float}   # what JSON numbers become; a boolean is none
 
 
-def from_json_data(data, declared: list[int], datatype: str, *, may_hold_booleans: bool) -> np.ndarray:
+def from_json_data(data, declared: list[int], datatype: str, text: bytes) -> np.ndarray:
     """`data` of a JSON tensor as float32 pixels of shape `declared`.
 
     Args:
-        may_hold_booleans: whether the message has the words true or false anywhere. C conversion takes booleans for
-            numbers, and looking at each value costs as much as the rest.
+        data: as the message holds them, or as `quick.Numbers`.
+        text: the message. C conversion takes booleans for numbers, and looking at each value costs as much as the rest:
+            it is left out where the message has neither word.
 
     Raises:
         InvalidInput: when count, nesting or values do not fit.
     """
+    if isinstance(data, Numbers):
+        pixels = _pixels(data.values(declared, whole=datatype == "UINT8"), datatype)
+        if pixels is not None:
+            return pixels.reshape(declared)
+        data = data.plain()   # something is wrong with it, and the plain way knows how to say what
     numbers = _numbers(data, declared)
-    if may_hold_booleans and not _NUMBERS.issuperset(map(type, numbers)):
+    if (b"true" in text or b"false" in text) and not _NUMBERS.issuperset(map(type, numbers)):
         raise InvalidInput("`data` holds something that is not a number")
     return _json_pixels(numbers, datatype).reshape(declared)
+
+
+def _pixels(values: np.ndarray | None, datatype: str) -> np.ndarray | None:
+    """Numbers in range as float32 pixels, else None."""
+    if values is None:
+        return None
+    if datatype == "UINT8":
+        return values.astype(np.float32) / np.float32(255) if values.max() <= 255 else None
+    with np.errstate(over="ignore"):
+        pixels = values.astype(np.float32)
+    return pixels if pixels.min() >= 0 and pixels.max() <= 1 else None
 
 
 def from_raw(data: memoryview, declared: list[int], datatype: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from torch import Tensor
 from redoubt.errors import InvalidInput
 from serving.protocol.names import DATATYPES, INPUT, OUTPUTS, kind, words
 from serving.protocol.pixels import from_json_data, from_raw
+from serving.protocol.quick import read
 
 _SMALL = 1 << 20   # bytes of a message that is read as it comes
 _SLACK = 4096   # brackets and commas that a message may have beside its data: outputs, parameters, an id in words
@@ -68,7 +69,7 @@ def decode(body: bytes, shape: tuple[int, int, int], *, max_batch: int, json_len
         raise InvalidInput(f"`id` must be text of at most {_LONGEST_ID} characters, not {words(identity)[:40]}")
     parameters = _object(message.get("parameters"), "`parameters`")
     binary = _flag(parameters, "binary_data_output")
-    x = _tensor(inputs[0], raw, shape, max_batch, b"true" in text or b"false" in text)
+    x = _tensor(inputs[0], raw, shape, max_batch, text)
     return InferRequest(x, identity or None, _wanted(message.get("outputs"), binary), binary, _timeout(parameters))
 
 
@@ -83,6 +84,9 @@ def _parse(text: bytes, shape: tuple[int, int, int], max_batch: int) -> dict:
         or text.count(b",") > max_batch * channels * height * width + _SLACK
     ):
         raise InvalidInput(f"the message has more parts than {max_batch} inputs of {list(shape)} can have")
+    message = read(text)
+    if message is not None:
+        return message
     try:
         message = from_json(text)
     except (ValueError, RecursionError) as error:
@@ -134,7 +138,7 @@ def _wanted(outputs, binary: bool) -> tuple[Wanted, ...]:
     return tuple(wanted)
 
 
-def _tensor(tensor: dict, raw, shape: tuple[int, int, int], max_batch: int, booleans: bool) -> Tensor:
+def _tensor(tensor: dict, raw, shape: tuple[int, int, int], max_batch: int, text: bytes) -> Tensor:
     if tensor.get("name") != INPUT:
         raise InvalidInput(f"the model has no input {words(tensor.get('name'))}: its input is {INPUT!r}")
     datatype = tensor.get("datatype")
@@ -149,7 +153,7 @@ def _tensor(tensor: dict, raw, shape: tuple[int, int, int], max_batch: int, bool
             raise InvalidInput(f"{len(raw)} bytes follow the JSON, but no input has the parameter 'binary_data_size'")
         if "data" not in tensor:
             raise InvalidInput("the input has no `data` and no binary tensor")
-        return torch.from_numpy(from_json_data(tensor["data"], declared, datatype, may_hold_booleans=booleans))
+        return torch.from_numpy(from_json_data(tensor["data"], declared, datatype, text))
     if raw is None:
         raise InvalidInput("a binary tensor needs the header Inference-Header-Content-Length: the length of the JSON")
     if "data" in tensor:

@@ -1,0 +1,89 @@
+"""The quick way through JSON says what the plain way says, and is taken for what clients usually send."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+import numpy as np
+import pytest
+
+from redoubt.errors import InvalidInput
+from serving import protocol
+from serving.protocol import quick, request
+
+SHAPE = (1, 2, 3)
+
+
+def body(data, *, datatype: str = "FP32", n: int = 2, **more) -> bytes:
+    tensor = {"name": "input", "shape": [n, *SHAPE], "datatype": datatype, "data": data}
+    return json.dumps({"inputs": [tensor]} | more).encode()
+
+
+def outcome(raw: bytes):
+    """What comes of a body: the pixels and what is wanted, or the error's text."""
+    try:
+        read = protocol.decode(raw, SHAPE, max_batch=4)
+    except InvalidInput as error:
+        return str(error)
+    return read.x.tolist(), read.id, read.outputs, read.binary, read.timeout
+
+
+def numbers_of(raw: bytes, datatype: str = "FP32"):
+    return quick.read(raw)["inputs"][0]["data"].values([2, *SHAPE], whole=datatype == "UINT8")
+
+
+FLAT = [i / 12 for i in range(12)]
+NESTED = np.reshape(FLAT, (2, *SHAPE)).tolist()
+WHOLE = list(range(0, 240, 20))
+
+
+@pytest.mark.parametrize("data", [FLAT, NESTED, [0, 1] * 6, [0.5] * 11 + [1]])
+def test_flat_and_nested_numbers_take_the_quick_way(data):
+    np.testing.assert_array_equal(numbers_of(body(data)), np.array(data, dtype=float).flatten())
+    np.testing.assert_array_equal(numbers_of(body(data, outputs=[{"name": "label"}], id="a")),
+                                  np.array(data, dtype=float).flatten())
+
+
+def test_bytes_take_the_quick_way():
+    assert numbers_of(body(WHOLE, datatype="UINT8"), "UINT8").tolist() == WHOLE
+
+
+@pytest.mark.parametrize("data", [
+    FLAT[:-1], [*FLAT, 1], [*FLAT[:-1], [1]], [FLAT[:6], FLAT[6:]], [[[FLAT[:3], FLAT[3:]]], [[FLAT[:2], FLAT[2:6]]]],
+    [*FLAT[:-1], True], [*FLAT[:-1], None], [*FLAT[:-1], "1"], [], [[]], np.reshape(FLAT, (2, 1, 3, 2)).tolist(),
+])
+def test_what_is_out_of_the_ordinary_does_not(data):
+    assert numbers_of(body(data)) is None
+
+
+@pytest.mark.parametrize("raw", [
+    b'{"id": "a", "id": "b", "inputs": [{"name": "input", "data": [1]}]}',
+    b'{"inputs": [{"name": "input", "data": [1], "data": [2]}]}',
+    b'{"inputs": [{"name": "input", "data": [NaN]}]}', b'{"inputs": [{"data": [1]}, {"data": [2]}]}',
+    b'{"inputs": {"data": [1]}}', b'{"inputs": [{"data": 1}]}', b'{"inputs": [[1]]}', b"[]", b"", b'"x"', b"\xff\xfe",
+    b'{"inputs": [{"data": [123456789012345678901234567890]}]}',
+])
+def test_messages_that_are_left_to_the_plain_reader(raw):
+    assert quick.read(raw) is None
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_both_ways_agree(seed, monkeypatch):
+    random = Random(seed)
+    strange = [True, None, "1", [], [1], {}, -1, 2, 1e39, 1e400, 10**30, 255, 256, float("nan"), 0.1 + 0.2, "["]
+    sent = []
+    for _ in range(20):
+        data = random.choice([list(FLAT), list(WHOLE), json.loads(json.dumps(NESTED)), [0] * 12])
+        if random.random() < 0.7:
+            place = data if random.random() < 0.5 or not isinstance(data[0], list) else random.choice(data)[0][0]
+            place[random.randrange(len(place))] = random.choice(strange)
+        usual = ["a", [{"name": "label"}], {"timeout": 5}, {"binary_data_output": True}]
+        more = {key: random.choice([*strange, *usual])
+                for key in ("id", "outputs", "parameters") if random.random() < 0.3}
+        datatype, n = random.choice(["FP32", "FP64", "UINT8"]), random.choice([2, 2, 2, 1])
+        sent.append(body(data, datatype=datatype, n=n, **more))
+    now = [outcome(raw) for raw in sent]
+    assert any(quick.read(raw) for raw in sent)
+    monkeypatch.setattr(request, "read", lambda text: None)
+    assert repr(now) == repr([outcome(raw) for raw in sent])
