@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
-import torch
 from torch import Tensor
 
 from redoubt.detection import Decision, Strength, all_clear, decide
 from redoubt.threat import ThreatModel, covered_epsilon, covers
+from serving.evidence import Evidence
 from serving.model import LoadedModel
 from serving.problems import Problems
 from serving.records import SETTLED, UNFINISHED, Campaign, Ledger, RetrainRequest
@@ -40,7 +40,9 @@ class Campaigns:
         self._loaded: LoadedModel | None = None
         self.current: Campaign | None = ledger.running_campaign(settings.model_name)
         self._request = ledger.last_request(self.current) if self.current else None
-        self._evidence: deque[tuple[int, str, Tensor]] = deque(maxlen=settings.campaign_max_inputs)
+        self._evidence = Evidence(
+            most=settings.campaign_max_inputs, minimum=settings.campaign_min_inputs, few=settings.few_clients
+        )
         self._window: deque[bool] = deque(maxlen=settings.all_clear_inputs)
         self._begin_afresh()
 
@@ -49,6 +51,7 @@ class Campaigns:
         self._window.clear()
         self._seen = self._unjudged = 0
         self._last_flagged, self._owed, self._tried_at = time.monotonic(), False, 0.0
+        self._waits = False   # whether more clients are waited for before the strength is read
 
     # -- what happens -------------------------------------------------------------------------------------------
 
@@ -86,11 +89,10 @@ class Campaigns:
         if flagged:
             self._last_flagged = time.monotonic()
         if flagged and evidence is not None:
-            self._keep(client, evidence)
+            self._evidence.keep(self._seen, client, evidence)
             self._unjudged += 1
         if self.current is None:
-            while self._evidence and self._evidence[0][0] <= self._seen - self._settings.lookback:
-                self._evidence.popleft()
+            self._evidence.forget_until(self._seen - self._settings.lookback)
             self._unjudged = len(self._evidence)
             if not alarm:
                 return False
@@ -99,18 +101,9 @@ class Campaigns:
             self.current = replace(self.current, flagged=self.current.flagged + 1)
         self._window.append(flagged)
         if self._unjudged >= self._settings.campaign_min_inputs:
-            self._unjudged = 0
             self._judge()
+            self._unjudged = self._settings.campaign_min_inputs * 3 // 4 if self._waits else 0
         return self._all_clear()
-
-    def _keep(self, client: str, evidence: Tensor) -> None:
-        """Keep one flagged input's evidence. One client's newest replace its oldest beyond its share, so that nobody
-        crowds out what the others' inputs say about the strength."""
-        share = self._settings.client_evidence
-        if share < self._evidence.maxlen and sum(who == client for _, who, _ in self._evidence) >= share:
-            oldest = next(i for i, (_, who, _) in enumerate(self._evidence) if who == client)
-            del self._evidence[oldest]
-        self._evidence.append((self._seen, client, evidence.clone()))
 
     def tick(self) -> bool:
         """What time alone brings about; call it about once a second. True when it brought the all-clear."""
@@ -160,13 +153,20 @@ class Campaigns:
 
     # -- how it is judged ---------------------------------------------------------------------------------------
 
-    def _judge(self) -> None:
+    def _judge(self, *, patient: bool = True) -> None:
         if len(self._evidence) < self._settings.campaign_min_inputs or self._loaded.detector is None:
             return
         if self._request is not None and not self._came_to_nothing():
             return   # it has its request: strength and matched epsilon stay those that it was asked for
+        strength = self._evidence.strength(self._loaded.detector, seen=self._seen, patient=patient)
+        if strength is None:
+            if not self._waits:
+                self._update(reason="few clients sent most of what was flagged: more are waited for before its "
+                                    "strength is read")
+            self._waits = True
+            return
+        self._waits = False
         self._owed = True   # until the ledger has taken it
-        strength = self._loaded.detector.campaign(torch.stack([row for _, _, row in self._evidence]))
         settings, bundle = self._settings, self._loaded.bundle
         decision = decide(
             strength, bundle.threats, floor=settings.epsilon_floor,
@@ -227,6 +227,8 @@ class Campaigns:
         idle = time.monotonic() - self._last_flagged
         if not quiet and idle <= self._settings.all_clear_seconds:
             return False
+        if self._waits:
+            self._judge(patient=False)   # nobody else will come
         request, outcome = self._request, self.current.outcome or ("unanswered" if self._owed else "faded")
         if request is not None and request.state in UNFINISHED:
             return False   # its end decides

@@ -126,8 +126,8 @@ class Settings(BaseSettings):
     oidc_roles_claim: str = Field("roles", description="Claim of a token that lists its roles")
     rate_limit: float = Field(0.0, ge=0, description="Requests a second for each client; 0 is no limit")
     rate_burst: float = Field(0.0, ge=0, description="Requests that a client may make at once; 0 is two seconds' worth")
-    client_evidence: int = Field(
-        256, ge=1, description="Flagged inputs of one client that count for a campaign's strength"
+    few_clients: int = Field(
+        3, ge=0, description="Clients that cannot set a campaign's strength where many take part; 0 lets anybody set it"
     )
 
     # -- feedback and quarantine
@@ -265,8 +265,6 @@ class Settings(BaseSettings):
             raise ValueError(f"epsilon_floor {self.epsilon_floor} is above epsilon_ceiling {self.epsilon_ceiling}")
         if self.campaign_min_inputs > self.campaign_max_inputs:
             raise ValueError("campaign_min_inputs is above campaign_max_inputs")
-        if self.client_evidence < self.campaign_min_inputs:
-            raise ValueError("client_evidence is below campaign_min_inputs: one client alone could never be judged")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together: give both or neither")
         if bool(self.oidc_issuer) != bool(self.oidc_audience):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from redoubt.detection.features import feature_count, features
 from redoubt.detection.groups import excess, least, nested, upper_means
-from redoubt.detection.networks import EVIDENCE, NORMS, PIXELS, Scorer, StrengthNet, certainty
+from redoubt.detection.networks import EVIDENCE, NORMS, PIXELS, Scorer, StrengthNet, certainty, widen
 from redoubt.detection.verdicts import Strength, Verdicts
 from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet, measures
 from redoubt.errors import ArtifactError, InvalidInput
@@ -23,7 +23,6 @@ FORMAT = 4
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 SIZES = (1, 4, 16, 32)           # campaign sizes at which intervals are calibrated
 LEVELS = (0.01, 0.05, 0.95, 0.99)   # quantiles of the scaled error, kept for each norm and size
-SPREAD_FLOOR = 0.02              # no estimate of ln(epsilon) is trusted beyond this
 _CHUNK = 512                     # inputs looked at in one go, which bounds the memory that they take
 NORM_MINIMUM = 16                # with fewer inputs neither L2 nor harmless changes are told from Linf
 
@@ -160,18 +159,21 @@ class Detector:
         Raises:
             InvalidInput: for no rows, another width or values that are not finite.
         """
-        evidence = torch.as_tensor(evidence, dtype=torch.float32)
-        if evidence.dim() != 2 or evidence.shape[1] != EVIDENCE or len(evidence) == 0:
-            raise InvalidInput(f"evidence must be [n >= 1, {EVIDENCE}], not {tuple(evidence.shape)}")
-        if not torch.isfinite(evidence).all():
-            raise InvalidInput("evidence holds values that are not finite")
-        best = self._strongest(evidence)
+        best = self._strongest(_checked(evidence))
         bounds = self._bounds(
             best.centre[best.norm], best.spread[best.norm], best.norm, best.n, LEVELS.index(0.01), LEVELS.index(0.99)
         )
         low, estimate, high = (value.item() for value in bounds)
         return Strength(norm=NORMS[best.norm], estimate=estimate, low=low, high=high, n=len(evidence),
                         harmless=best.harmless and not best.witnessed, witnessed=best.witnessed)
+
+    @torch.no_grad()
+    def strengths(self, evidence: Tensor) -> Tensor:
+        """The epsilon that fits each input best if it is an Linf attack: [n, K] to [n], as in `Verdicts.strength` but
+        without its bounds. For putting inputs in order; raises as `campaign` does."""
+        evidence = _checked(evidence)
+        ones = torch.ones(len(evidence), device=evidence.device)
+        return self._read(evidence[:, :PIXELS], ones)[0][:, 0].exp()
 
     def _strongest(self, evidence: Tensor) -> _Reading:
         """The strongest group that pixels show, and whether the model bears witness of an attack in it or beside it."""
@@ -285,19 +287,13 @@ class Detector:
             raise ArtifactError(f"{folder}: the detector cannot be read ({error}): fit it again") from None
 
 
-def widen(centre: Tensor, spread: Tensor, levels: int) -> Tensor:
-    """Standard deviation of ln(epsilon) with what no network can know: rounding to the lattice, and a floor.
-
-    Args:
-        centre, spread: ln(epsilon) and the network's own standard deviation of it, [..., 2] for (Linf, L2).
-
-    Returns:
-        The same shape. Half a level, spread evenly, has a standard deviation of level / sqrt(12); in L2 the roundings
-        of many pixels average out.
-    """
-    rounding = 1 / (levels * math.sqrt(12)) / centre.exp()
-    rounding = torch.stack([rounding[..., 0], torch.zeros_like(rounding[..., 1])], -1)
-    return (spread.square() + rounding.square() + SPREAD_FLOOR**2).sqrt()
+def _checked(evidence: Tensor) -> Tensor:
+    evidence = torch.as_tensor(evidence, dtype=torch.float32)
+    if evidence.dim() != 2 or evidence.shape[1] != EVIDENCE or len(evidence) == 0:
+        raise InvalidInput(f"evidence must be [n >= 1, {EVIDENCE}], not {tuple(evidence.shape)}")
+    if not torch.isfinite(evidence).all():
+        raise InvalidInput("evidence holds values that are not finite")
+    return evidence
 
 
 def _at_size(column: Tensor, n: int) -> Tensor:

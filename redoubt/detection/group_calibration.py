@@ -7,9 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from redoubt.detection.detector import widen
 from redoubt.detection.groups import excess, nested, upper_means
-from redoubt.detection.networks import NORMS, StrengthNet
+from redoubt.detection.networks import NORMS, StrengthNet, widen
 from redoubt.detection.strength import CONTAMINATION, HARMLESS, NORM_RISK, Rehearsed, fold_of
 
 DRAWS = 4       # campaigns from each block

@@ -15,6 +15,7 @@ PIXELS = 63     # numbers of pixel evidence kept for each input: a learned proje
 CERTAINTY = 3   # numbers in `certainty`
 EVIDENCE = PIXELS + 1   # and, behind them, the model's evidence: log odds of an attack; 0 where it was not asked
 NORMS = ("Linf", "L2")   # the order of the strength network's outputs
+SPREAD_FLOOR = 0.02   # no estimate of ln(epsilon) is trusted beyond this
 
 
 class Scorer(nn.Module):
@@ -134,3 +135,18 @@ class StrengthNet(nn.Module):
         norms = len(NORMS)
         centre, spread = out[..., :norms] - 2, out[..., norms : 2 * norms]
         return centre, (spread.clamp(-5, 3) - 1).exp(), out[..., 2 * norms :]
+
+
+def widen(centre: Tensor, spread: Tensor, levels: int) -> Tensor:
+    """Standard deviation of ln(epsilon) with what no network can know: rounding to the lattice, and a floor.
+
+    Args:
+        centre, spread: ln(epsilon) and the network's own standard deviation of it, [..., 2] for (Linf, L2).
+
+    Returns:
+        The same shape. Half a level, spread evenly, has a standard deviation of level / sqrt(12); in L2 the roundings
+        of many pixels average out.
+    """
+    rounding = 1 / (levels * math.sqrt(12)) / centre.exp()
+    rounding = torch.stack([rounding[..., 0], torch.zeros_like(rounding[..., 1])], -1)
+    return (spread.square() + rounding.square() + SPREAD_FLOOR**2).sqrt()

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redoubt.detection.detector import LEVELS, NORM_MINIMUM, SIZES, widen
-from redoubt.detection.networks import NORMS, StrengthNet
+from redoubt.detection.detector import LEVELS, NORM_MINIMUM, SIZES
+from redoubt.detection.networks import NORMS, StrengthNet, widen
 from redoubt.detection.rehearsal import KINDS
 
 HARMLESS = len(NORMS)   # in the place of a norm: a block of pictures that were changed without malice

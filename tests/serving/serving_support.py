@@ -78,6 +78,9 @@ class Scripted:
     harmless: bool = False
     seen: int = 0
 
+    def strengths(self, evidence):
+        return torch.full((len(evidence),), self.epsilon)
+
     def campaign(self, evidence):
         self.seen, e = len(evidence), self.epsilon
         return Strength(
