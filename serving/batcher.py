@@ -4,6 +4,10 @@ A thread that is free takes what waits, at once: a lone request never waits for 
 while a batch computes, and the next batch is what came in the meantime. Only when the batches before held several
 requests does a thread give their successors a moment (`delay`) to arrive, because a client that was just answered is
 likely to ask again.
+
+What is accepted is answered within its time, so a request is refused at once when the queue is too long for it, by how
+long the last batches took (`serving/pace.py`). Where the machine slows down afterwards, those that can no longer be
+answered in time make room for those behind them, instead of being computed for nobody.
 """
 
 from __future__ import annotations
@@ -22,10 +26,11 @@ import torch
 from torch import Tensor
 
 from serving.model import LoadedModel, Prediction
+from serving.pace import Pace
 from serving.problems import Busy, Expired, NotReady
 
 log = logging.getLogger("redoubt.serving")
-_MEMORY = 0.2   # weight of the newest batch in the running figures
+_TOO_LONG = "the queue is longer than the request's time: try again later"
 
 
 @dataclass(eq=False, slots=True)
@@ -59,7 +64,8 @@ class Batcher:
         answered: called as (prediction, x, jobs) once the answers of a batch are on their way.
         workers: batches computed at a time.
         threads: torch threads within one operation.
-        batch_inputs: inputs after which a batch is full; a request is never divided.
+        batch_inputs: inputs after which a batch is full; a request is never divided. A batch stays smaller where one
+            of its requests would be late otherwise.
         delay: seconds that a batch may wait for company under load.
         queue_inputs: inputs that may wait; a request beyond is refused.
     """
@@ -75,9 +81,8 @@ class Batcher:
         self._queue: deque[Job] = deque()
         self._inputs = self._computing = self._taken = self._settled = 0
         self._expected = 1
-        self._input_seconds = 0.0   # of one input, smoothed, all workers together
+        self._pace = Pace(workers)
         self._stopping = False
-        self._workers = workers
         torch.set_num_threads(threads)
         self._pool = [
             threading.Thread(target=self._work, args=(threads,), name=f"compute-{i}", daemon=True)
@@ -108,23 +113,43 @@ class Batcher:
         with self._ready:
             if self._stopping:
                 raise NotReady("the server is shutting down")
+            now = time.monotonic()
             if self._queue and self._inputs + len(job) > self._limit:
-                raise Busy(f"the queue holds {self._inputs} inputs: try again later", self._wait())
-            if time.monotonic() + self._wait() > job.deadline:
-                raise Busy("the queue is longer than the request's time: try again later", self._wait())
+                raise Busy(f"the queue holds {self._inputs} inputs: try again later", self._ahead(now))
+            if not self._in_time(len(job), job.deadline - now, now):
+                raise Busy(_TOO_LONG, self._ahead(now))
             self._queue.append(job)
             self._inputs += len(job)
             self._ready.notify()
 
+    def check_room(self, seconds: float) -> None:
+        """Whether a request of one input that has so many seconds would be taken now, before its body is read.
+
+        Raises:
+            Busy: when it would not.
+        """
+        with self._ready:
+            now = time.monotonic()
+            if self._inputs >= self._limit:
+                raise Busy("the queue is full: try again later", self._ahead(now))
+            if not self._in_time(1, seconds, now):
+                raise Busy(_TOO_LONG, self._ahead(now))
+
     def congestion(self) -> float:
         """Seconds that a request would wait now, by what the last batches took."""
-        return self._wait()
+        with self._ready:
+            return self._ahead(time.monotonic())
 
-    def full(self) -> bool:
-        return self._inputs >= self._limit
+    def _ahead(self, now: float) -> float:
+        return self._pace.ahead(self._inputs, now)
 
-    def _wait(self) -> float:
-        return self._input_seconds * (self._inputs + self._computing)
+    def _in_time(self, inputs: int, left: float, now: float) -> bool:
+        """Whether a request can be answered within the seconds that it has left. It will share a batch with others, so
+        a full one must have room; where that alone would take half of the time, batches are kept smaller."""
+        if not self._queue and not self._computing:
+            return left >= 0
+        company = min(self._pace.cautious(self._batch_inputs, now), left / 2)
+        return self._ahead(now) + max(company, self._pace.cautious(inputs, now)) <= left
 
     @property
     def depth(self) -> int:
@@ -157,7 +182,6 @@ class Batcher:
         while (batch := self._take()) is not None:
             if not batch:
                 continue   # their time had run out
-            began = time.perf_counter()
             count = sum(map(len, batch))
             try:
                 self._answer(batch)
@@ -165,11 +189,10 @@ class Batcher:
                 log.exception("a batch failed")
                 for job in batch:
                     _fail(job, error if isinstance(error, Exception) else RuntimeError("a batch failed"))
-            seconds = (time.perf_counter() - began) / count / self._workers
             with self._ready:
+                self._pace.end(threading.get_ident(), time.monotonic())
                 self._computing -= count
                 self._settled += 1
-                self._input_seconds += (seconds - self._input_seconds) * (_MEMORY if self._input_seconds else 1.0)
                 self._ready.notify_all()
 
     def _take(self) -> list[Job] | None:
@@ -180,22 +203,36 @@ class Batcher:
             self._wait_for_company()
             if not self._queue:
                 return None if self._stopping else []
-            batch, count, now = [], 0, time.monotonic()
-            while self._queue:
-                job = self._queue[0]
-                if batch and (job.loaded is not batch[0].loaded or count + len(job) > self._batch_inputs):
-                    break
-                self._queue.popleft()
-                self._inputs -= len(job)
-                if now > job.deadline:
-                    _fail(job, Expired("the request's time ran out in the queue"))
-                elif not job.future.cancelled():
-                    count += len(job)
-                    batch.append(job)
+            batch, count, now = self._gather(time.monotonic())
+            if batch:
+                self._pace.begin(threading.get_ident(), count, now)
             self._computing += count
             self._taken += bool(batch)
             self._expected = max(1, len(batch))
             return batch
+
+    def _gather(self, now: float) -> tuple[list[Job], int, float]:
+        """Take the next batch from the queue: its requests, their inputs together, and the time."""
+        batch, count, earliest = [], 0, float("inf")
+        while self._queue:
+            job = self._queue[0]
+            together = count + len(job)
+            if batch and (
+                job.loaded is not batch[0].loaded or together > self._batch_inputs
+                or now + self._pace.cautious(together, now) > earliest   # company must not make it late
+            ):
+                break
+            self._queue.popleft()
+            self._inputs -= len(job)
+            if now > job.deadline:
+                _fail(job, Expired("the request's time ran out in the queue"))
+            elif self._queue and now + self._pace.usual(len(job)) > job.deadline:   # the last one is tried: who knows
+                _fail(job, Busy(_TOO_LONG, self._ahead(now)))
+            elif not job.future.cancelled():
+                count = together
+                earliest = min(earliest, job.deadline)
+                batch.append(job)
+        return batch, count, now
 
     def _wait_for_company(self) -> None:
         expected, until = self._expected, time.monotonic() + self._delay

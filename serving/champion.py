@@ -25,6 +25,7 @@ _REMEMBERED = "champion.json"
 _SWAPS_KEPT = 100
 _ABANDONED = 24 * 3600.0   # seconds after which a fetch that did not end is nobody's
 _LONGEST_WAIT = 60.0   # seconds between two tries at a version that was refused
+_PATIENCE = 5.0        # seconds after which a registry that has not answered is said to be at fault
 
 
 class Champions(Protocol):
@@ -57,6 +58,7 @@ class ChampionFollower:
         self._folder, self._poll_seconds, self._on_model = folder, poll_seconds, on_model
         self._refused: tuple[str, float, float] | None = None   # key, when to try again, the wait after that
         self._rejected: tuple[str, str] | None = None   # key, why
+        self._asked_at: float | None = None   # since when the registry has owed an answer
         self.swaps: deque[dict] = deque(maxlen=_SWAPS_KEPT)
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name="champion", daemon=True)
@@ -72,6 +74,14 @@ class ChampionFollower:
         """Go back to the version before, and leave this one alone until the alias names another; from any thread."""
         self._rejected = (loaded.key, f"version {loaded.version} was rolled back: {reason}")
         self.wake()
+
+    def check_patience(self) -> None:
+        """Say so where the registry takes long to answer; from any thread, about once a second. A server that is down
+        refuses at once, one that hangs takes as long as its client waits, which is half a minute."""
+        asked_at = self._asked_at
+        overdue = asked_at is not None and time.monotonic() - asked_at > _PATIENCE
+        if overdue and "registry" not in self._problems.current():
+            self._problems.note("registry", f"it takes longer than {_PATIENCE:g} s to answer")
 
     def stop(self) -> None:
         self._stop.set()
@@ -94,7 +104,7 @@ class ChampionFollower:
         began = time.monotonic()
         self._roll_back(began)
         try:
-            champion = self._registry.champion()
+            champion = self._ask()
         except RedoubtError as error:
             self._problems.note("registry", str(error))
             if self._engine.current is None:
@@ -119,6 +129,13 @@ class ChampionFollower:
             self._problems.note("champion", self._unsanctioned(champion))
         elif self._refused is None or self._refused[0] != key or time.monotonic() >= self._refused[1]:
             self._take_over(champion, key, began)
+
+    def _ask(self) -> Version | None:
+        self._asked_at = time.monotonic()
+        try:
+            return self._registry.champion()
+        finally:
+            self._asked_at = None
 
     def _roll_back(self, began: float) -> None:
         """Leave a version that does badly, whatever the registry says."""

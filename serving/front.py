@@ -131,8 +131,7 @@ class Front:
             engine = self._server.engine
             if inference and engine is not None:
                 engine.require()
-                if engine.batcher.full():
-                    raise Busy("the queue is full: try again later", engine.batcher.congestion())
+                engine.batcher.check_room(self._settings.request_timeout_seconds)
                 self._server.admission.enter(size, engine.batcher.congestion())
                 room = size
         except ServingError as error:

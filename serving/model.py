@@ -19,7 +19,7 @@ from serving.accelerate import accelerate, least_of
 from serving.calm import no_pause
 
 log = logging.getLogger("redoubt.serving")
-CHUNK = 256   # inputs a forward pass; bounds the memory that one batch can take
+CHUNK = {"cpu": 32, "cuda": 256}   # inputs a forward pass; bounds the memory that one batch can take
 _WARM_UP = (1, 8, 32)
 _CPU = torch.device("cpu")
 
@@ -54,7 +54,7 @@ class LoadedModel:
         """Class probabilities [N, K] on the CPU for x [N, C, H, W] on the CPU."""
         with torch.inference_mode():
             forward = self.forward or self.model
-            parts = [forward(part.to(self.device, non_blocking=True)) for part in x.split(CHUNK)]
+            parts = [forward(part.to(self.device, non_blocking=True)) for part in x.split(CHUNK[self.device.type])]
             return (parts[0] if len(parts) == 1 else torch.cat(parts)).float().softmax(1).cpu()
 
     def assess(self, x: Tensor, probabilities: Tensor | None = None) -> Verdicts:

@@ -251,6 +251,7 @@ class Server:
         while not self._stop.wait(1.0):
             began = time.monotonic()
             self.watch.tick()
+            self.champion.check_patience()
             with contextlib.suppress(LedgerUnavailable):   # the watch has noted it; what is told is told late, not lost
                 self._tell()
             self._show()

@@ -1,12 +1,13 @@
 """Our server with faults to order: a file in HOME/faults named after a fault holds for as long as it lies there.
 
-`python -m benchmarks.serving.faulty`, configured as `python -m serving` is. What fails is what the server stands on:
-the registry's calls, the ledger's statements, the detector, the clock, and every model but the first.
+`python -m benchmarks.serving.faulty`, configured as `python -m serving` is. What fails is the registry's calls, the
+detector, the clock, and every model but the first. Full disks and servers that are down are the benchmark's to arrange,
+outside this process. REDOUBT_BENCH_KUBERNETES is the address of a stand-in for the cluster's API.
 """
 
 from __future__ import annotations
 
-import sqlite3
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,11 +15,12 @@ from pathlib import Path
 import uvicorn
 
 from redoubt.bundle import Bundle
+from redoubt.cluster.http import Connection
+from redoubt.cluster.kubernetes import Kubernetes
 from redoubt.detection import Detector
 from redoubt.errors import RegistryError
 from redoubt.registry import Registry, Version
 from serving.app import create_app
-from serving.ledger import Ledger
 from serving.model import LoadedModel
 from serving.settings import load_settings
 
@@ -54,12 +56,7 @@ def main() -> None:
     def clock() -> float:
         return _real_time() + (86_400 if holds("clock forward") else -86_400 if holds("clock back") else 0)
 
-    transaction, assess = Ledger._transaction, Detector.assess
-
-    def failing_transaction(self):
-        if holds("disk"):
-            raise sqlite3.OperationalError("database or disk is full (a fault to order)")
-        return transaction(self)
+    assess = Detector.assess
 
     def failing_assess(self, *given):
         if holds("detector"):
@@ -74,7 +71,10 @@ def main() -> None:
         return probabilities(self, x)
 
     LoadedModel.probabilities = failing_probabilities
-    time.time, Ledger._transaction, Detector.assess = clock, failing_transaction, failing_assess
+    time.time, Detector.assess = clock, failing_assess
+    if address := os.environ.get("REDOUBT_BENCH_KUBERNETES"):
+        Kubernetes.in_cluster = classmethod(lambda cls, *_, **__: cls(
+            Connection(address, what="the Kubernetes API"), "redoubt"))
     registry = FaultyRegistry(settings.tracking_uri, settings.model_name)
     registry.faults = faults
     uvicorn.run(create_app(settings, registry=registry), port=settings.port, log_level="warning")

@@ -58,6 +58,9 @@ class Running:
     def get(self, path: str) -> httpx.Response:
         return httpx.get(self.url + path, timeout=20, trust_env=False)
 
+    def post(self, path: str, body: dict) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=20, trust_env=False)
+
     def status(self) -> dict:
         return self.get("/status").json()
 
@@ -108,7 +111,8 @@ def digits_version(folder: Path, digits: Prepared, threats: Sequence[ThreatModel
                                mean=digits.metadata["mean"], std=digits.metadata["std"]))
     config = TrainConfig(objective="standard", threats=(), epochs=12, batch_size=64, seed=seed, average=0.9)
     model = train(model, digits.tensors("train"), digits.tensors("validation"), config).model
-    write_bundle(folder, model, classes=[str(n) for n in range(10)], threats=threats)
+    write_bundle(folder, model, classes=[str(n) for n in range(10)], threats=threats, data=digits.metadata,
+                 parameters={"objective": "standard"})
     fit(model, digits.tensors("detector_fit"), digits.tensors("calibration"), levels=16, seed=seed,
         config=FitConfig(blocks=96, strength_steps=150, score_steps=200)).save(folder)
     return seal(folder)
@@ -116,7 +120,11 @@ def digits_version(folder: Path, digits: Prepared, threats: Sequence[ThreatModel
 
 def registry_of(folder: Path, *versions: Path) -> Registry:
     """An MLflow registry in `folder` with these versions; the first is the champion."""
-    registry = Registry(f"sqlite:///{folder / 'mlflow.db'}", NAME)
+    return fill(Registry(f"sqlite:///{folder / 'mlflow.db'}", NAME), *versions)
+
+
+def fill(registry: Registry, *versions: Path) -> Registry:
+    """Register these versions; the first is the champion."""
     made = [registry.register(open_bundle(one), metrics={}, parameters={}, tags={}) for one in versions]
     registry.promote(made[0], override="a benchmark")
     return registry

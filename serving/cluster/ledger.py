@@ -84,7 +84,7 @@ class ConfigMapLedger:
         self._fresh, self._clock = fresh, clock
         self._lock = threading.RLock()
         self._known: tuple[Document, dict | None] | None = None   # as last read or written, with the object
-        self._known_at = -math.inf
+        self._known_at = self._missed_at = -math.inf   # when it was read, and when the API did not answer
         self._read_in: str | None = None   # our term when it was read; None while another replica led
         self._introduced = ""   # the term of ours that the document has carried
         self._orphans: list[str] = []   # claims of requests that were dropped, until they are removed
@@ -217,7 +217,7 @@ class ConfigMapLedger:
     def forget(self) -> None:
         """Read anew: this replica has just begun to lead, and another one wrote before it."""
         with self._lock:
-            self._known_at = -math.inf
+            self._known_at = self._missed_at = -math.inf
 
     # -- the ConfigMap ------------------------------------------------------------------------------------------
 
@@ -229,12 +229,15 @@ class ConfigMapLedger:
             if lasts is None:   # a leader is the only one who writes
                 lasts = self._fresh * (5 if self._leadership.leads else 1)
             term = self._leadership.term   # in a new one all is read anew: the leader before may have written since
-            if self._clock() - self._known_at > lasts or (term is not None and term != self._read_in):
+            anew = term is not None and term != self._read_in
+            old = self._clock() - self._known_at > lasts and self._clock() - self._missed_at > self._fresh
+            if anew or old:
                 try:
                     self._fetch()
                 except ClusterError as error:
                     if self._known is None:
                         raise LedgerUnavailable(str(error)) from error
+                    self._missed_at = self._clock()   # whoever asks next need not wait for the same silence
             return self._known[0]
         finally:
             self._lock.release()

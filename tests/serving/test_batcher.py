@@ -107,7 +107,8 @@ def test_a_full_queue_says_when_to_come_back(batcher):
     with pytest.raises(Busy) as refused:
         queue.submit(job())
     assert int(refused.value.headers["Retry-After"]) >= 1
-    assert queue.full()
+    with pytest.raises(Busy, match="the queue is full"):   # and whoever comes learns it before sending a body
+        queue.check_room(30)
     model.go.set()
     queue.settle()
 
@@ -129,13 +130,66 @@ def test_who_waited_too_long_is_not_computed(batcher):
     model.go.clear()
     queue.submit(job())
     time.sleep(0.05)
-    late = job(seconds=0.05)
+    late = job(seconds=0.3)
     queue.submit(late)
-    time.sleep(0.1)
+    time.sleep(0.4)
     model.go.set()
     with pytest.raises(Expired):
         late.future.result(5)
     assert len(model.batches) == 1
+
+
+def test_a_request_has_room_for_the_batch_that_it_will_share(batcher):
+    model = Model(seconds=0.1)
+    queue = batcher(model, batch_inputs=4)
+    asyncio.run(queue.ask(job()))   # an input takes 0.1 s: a batch of four up to 0.4
+    queue.settle()
+    queue.submit(job())
+    with pytest.raises(Busy):
+        queue.submit(job(seconds=0.15))
+    with pytest.raises(Busy):
+        queue.check_room(0.15)
+    queue.submit(job(seconds=1.0))
+    queue.check_room(1.5)
+
+
+def test_company_does_not_make_the_first_of_a_batch_late(batcher):
+    model = Model(seconds=0.3)
+    queue = batcher(model, delay=0)
+    queue.submit(job())
+    time.sleep(0.05)
+    hurried = job(seconds=1.2)   # an input takes 0.3 s, so three more of them beside it would be too many
+    queue.submit(hurried)
+    for _ in range(4):
+        queue.submit(job(seconds=9))
+    assert hurried.future.result(2) is not None
+    queue.settle()
+    assert model.batches[1][1] < 4
+
+
+def test_who_can_no_longer_be_answered_makes_room(batcher):
+    model = Model(seconds=0.2)
+    queue = batcher(model, batch_inputs=1)
+    model.go.clear()
+    queue.submit(job())
+    hopeless, behind = job(seconds=1.0), job()
+    queue.submit(hopeless)
+    queue.submit(behind)
+    time.sleep(0.75)   # the machine is slower than it looked
+    model.go.set()
+    with pytest.raises(Busy):
+        hopeless.future.result(5)
+    assert behind.future.result(5) is not None
+    assert len(model.batches) == 2
+
+
+def test_a_wrong_idea_of_the_pace_refuses_nobody_for_good(batcher):
+    model = Model(seconds=0.5)
+    queue = batcher(model)
+    queue.submit(job())
+    time.sleep(0.6)
+    model.seconds = 0.0
+    assert asyncio.run(queue.ask(job(seconds=0.3))) is not None   # idle: it is tried, and the pace is learnt anew
 
 
 def test_the_one_who_asks_is_not_kept_beyond_the_deadline(batcher):

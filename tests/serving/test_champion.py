@@ -13,7 +13,7 @@ from serving_support import FolderRegistry, wait_until
 
 from redoubt.bundle import open_bundle, seal
 from redoubt.registry import Registry
-from serving import engine
+from serving import champion, engine
 
 
 def test_no_champion_is_not_ready_and_says_so(live, registry):
@@ -172,6 +172,22 @@ def test_a_registry_that_is_down_changes_nothing(live, registry):
     wait_until(lambda: "registry is down" in (running.status()["problem"] or ""))
     assert running.infer(torch.zeros(1, 1, 8, 8)).status_code == 200
     registry.down = False
+    wait_until(lambda: running.status()["problem"] is None)
+
+
+def test_a_registry_that_hangs_is_noticed_before_its_client_gives_up(live, registry, monkeypatch):
+    monkeypatch.setattr(champion, "_PATIENCE", 0.3)
+    running, answer, hanging = live(registry, poll_seconds=0.1), registry.champion, threading.Event()
+
+    def hang():
+        hanging.wait(20)
+        return answer()
+
+    assert running.status()["problem"] is None
+    monkeypatch.setattr(registry, "champion", hang)
+    wait_until(lambda: "longer than 0.3 s to answer" in running.status()["problems"].get("registry", ""), 10)
+    assert running.infer(torch.zeros(1, 1, 8, 8)).status_code == 200
+    hanging.set()
     wait_until(lambda: running.status()["problem"] is None)
 
 

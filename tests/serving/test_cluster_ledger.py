@@ -8,7 +8,7 @@ import pytest
 from standins.api_server import ApiServer, Fault
 
 from redoubt.cluster.claims import claim, claim_name
-from redoubt.cluster.http import Connection
+from redoubt.cluster.http import ATTEMPTS, Connection
 from redoubt.cluster.kubernetes import Kubernetes
 from redoubt.threat import ThreatModel
 from serving.cluster.leadership import Leadership
@@ -256,6 +256,25 @@ def test_the_ledger_is_readable_while_the_api_is_down(leader, server):
     fresh = Member(server, "c")
     with pytest.raises(LedgerUnavailable):
         fresh.ledger.campaigns()
+
+
+def test_an_api_that_is_down_is_waited_for_once_and_not_by_everybody_who_looks(leader, server):
+    campaign = leader.open()
+    leader.now += 100   # what it knows is old
+    server.faults.append(Fault(503, times=100))
+    before = server.faults[0].times
+    for _ in range(5):
+        assert leader.ledger.campaigns() == [campaign]
+    asked = before - server.faults[0].times
+    assert asked == ATTEMPTS   # one question, with its repetitions
+    leader.now += 3
+    leader.ledger.campaigns()
+    assert before - server.faults[0].times == 2 * ATTEMPTS
+    server.faults.clear()
+    leader.ledger.forget()   # who begins to lead asks in any case
+    asked = len(server.calls)
+    leader.ledger.campaigns()
+    assert len(server.calls) == asked + 1
 
 
 def test_it_is_pruned_far_below_a_config_map():
