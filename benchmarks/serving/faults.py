@@ -55,7 +55,7 @@ def _alone(report: Report, folder: Path, work: Path, x: np.ndarray, attacked: np
         place = running.home / "faults"
 
         def try_one(name: str, part: str, inject: Callable, lift: Callable, pictures: np.ndarray = x) -> None:
-            rows.append(_try(running, name, part, inject, lift, lasts, pictures))
+            rows.append(_try(report, running, name, part, inject, lift, lasts, pictures))
 
         def file(name: str) -> tuple[Callable, Callable]:
             return (place / name).touch, (place / name).unlink
@@ -88,13 +88,16 @@ def _in_a_cluster(
         servers.fill(Registry(mlflow.uri, servers.NAME), folder / "v1")
         with servers.redoubt(work / "faults-replica", mlflow.uri, "benchmarks.serving.faulty", retrain="true",
                              lease_seconds=3, **cluster.settings) as running:
-            rows.append(_try(running, "tracking store killed", "registry", mlflow.kill, mlflow.start, 2 * lasts, x))
-            rows.append(_try(running, "tracking store hangs", "registry", mlflow.hang, mlflow.wake, 5 * lasts, x))
-            rows.append(_try(running, "Kubernetes API down", "leadership", lambda: cluster.cut(cluster.kubernetes),
-                             lambda: cluster.mend(cluster.kubernetes), 3 * lasts, x))
-            rows.append(_try(running, "pipeline server down, during an attack", "launcher",
-                             lambda: cluster.cut(cluster.pipelines), lambda: cluster.mend(cluster.pipelines),
-                             3 * lasts, attacked))
+
+            def try_one(name: str, part: str, inject: Callable, lift: Callable, times: int, pictures=x) -> None:
+                rows.append(_try(report, running, name, part, inject, lift, times * lasts, pictures))
+
+            try_one("tracking store killed", "registry", mlflow.kill, mlflow.start, 2)
+            try_one("tracking store hangs", "registry", mlflow.hang, mlflow.wake, 5)
+            try_one("Kubernetes API down", "leadership", lambda: cluster.cut(cluster.kubernetes),
+                    lambda: cluster.mend(cluster.kubernetes), 3)
+            try_one("pipeline server down, during an attack", "launcher", lambda: cluster.cut(cluster.pipelines),
+                    lambda: cluster.mend(cluster.pipelines), 3, attacked)
             _until_started(cluster, 10.0)
         report.require(len(cluster.pipelines.runs) == 1,
                        f"faults: {len(cluster.pipelines.runs)} retraining runs were started, one was owed")
@@ -117,7 +120,9 @@ def _full_disk(pid: int) -> tuple[Callable, Callable]:
     return lambda: limit(0), lambda: limit(most)
 
 
-def _try(running, name: str, part: str, inject, lift, lasts: float, pictures: np.ndarray) -> list:
+def _try(
+    report: Report, running, name: str, part: str, inject: Callable, lift: Callable, lasts: float, pictures: np.ndarray,
+) -> list:
     requests = [running.request(np.ascontiguousarray(one), binary=False) for one in np.array_split(pictures, 100)]
     process = start(Load(host=running.host, port=running.port, requests=requests, connections=256, rate=100,
                          seconds=2 * lasts + 2, warm=0.0))
@@ -130,6 +135,7 @@ def _try(running, name: str, part: str, inject, lift, lasts: float, pictures: np
     recovered, _ = _until(running, part, False, lasts + 10) if part else (None, "")
     outcome = finish(process)
     lost = outcome.failed + outcome.codes.get(429, 0)
+    report.say(f"  {name}: {lost} of {sum(outcome.codes.values())} lost; {outcome.codes}")
     return [name, len(outcome.ok), lost, outcome.late, outcome.quantile(0.99), noticed, recovered, said[:80]]
 
 

@@ -247,7 +247,9 @@ def main() -> None:
         outcome = uvloop.run(_Sender(Load(**spec)).run())
     except ImportError:
         outcome = asyncio.run(_Sender(Load(**spec)).run())
-    print(json.dumps(asdict(outcome)))
+    # Through a buffer of its own: with PYTHONUNBUFFERED a write to a full pipe may end halfway, and print is content.
+    with open(sys.stdout.fileno(), "w", closefd=False) as out:
+        json.dump(asdict(outcome), out)
 
 
 if __name__ == "__main__":

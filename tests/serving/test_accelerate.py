@@ -1,5 +1,6 @@
 """The frozen form of a model answers the same, is used where it is quicker, and is left aside where it is not."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -75,3 +76,17 @@ def test_what_was_measured_holds_for_the_next_version(make_bundle, other_model, 
 def test_what_does_not_pay_is_not_traced(model, monkeypatch):
     monkeypatch.setattr(torch.jit, "trace", None)
     assert accelerate(model, (1, 8, 8), least=NEVER) is model
+
+
+def test_on_a_cpu_a_forward_pass_takes_no_more_than_32_inputs(untrained):
+    loaded, sizes = load(open_bundle(untrained), "1"), []
+
+    def forward(x):
+        sizes.append(len(x))
+        return loaded.model(x)
+
+    x = torch.rand(70, 1, 8, 8)
+    found = replace(loaded, forward=forward).probabilities(x)
+    assert sizes == [32, 32, 6]   # what a pass holds in memory grows with its inputs
+    with torch.inference_mode():
+        torch.testing.assert_close(found, loaded.model(x).softmax(1))

@@ -140,17 +140,18 @@ def test_who_waited_too_long_is_not_computed(batcher):
 
 
 def test_a_request_has_room_for_the_batch_that_it_will_share(batcher):
-    model = Model(seconds=0.1)
+    model = Model(seconds=0.2)
     queue = batcher(model, batch_inputs=4)
-    asyncio.run(queue.ask(job()))   # an input takes 0.1 s: a batch of four up to 0.4
+    asyncio.run(queue.ask(job()))   # an input takes 0.2 s, so a batch of four may take 0.8
     queue.settle()
-    queue.submit(job())
+    for _ in range(4):
+        queue.submit(job())
     with pytest.raises(Busy):
-        queue.submit(job(seconds=0.15))
+        queue.submit(job(seconds=1.3))   # 0.8 s ahead of it and 0.2 for itself alone
     with pytest.raises(Busy):
-        queue.check_room(0.15)
-    queue.submit(job(seconds=1.0))
-    queue.check_room(1.5)
+        queue.check_room(1.3)
+    queue.check_room(2.5)
+    queue.submit(job(seconds=2.5))
 
 
 def test_company_does_not_make_the_first_of_a_batch_late(batcher):
