@@ -170,15 +170,17 @@ class Engine:
         return predict(loaded, probabilities, verdicts)
 
     def _probabilities(self, loaded: LoadedModel, x: Tensor) -> tuple[LoadedModel, Tensor]:
-        """What the model says; what the one before says, where a new champion fails and it takes the same inputs."""
+        """What the model says; where it fails what the other one says, if it takes the same inputs: the one before a
+        new champion, and the one that took over again for requests that were read before it did."""
         try:
             probabilities = loaded.probabilities(x)
             if not torch.isfinite(probabilities).all():
                 raise FloatingPointError("its answer is not finite")
             return loaded, probabilities
         except Exception as error:
-            fallback = self.previous
-            if loaded is not self._current or fallback is None or not _alike(fallback, loaded):
+            with self._swapping:
+                fallback = self.previous if loaded is self._current else self._current
+            if fallback is None or not _alike(fallback, loaded):
                 raise
             log.warning("version %s failed on a batch, version %s answers: %s", loaded.version, fallback.version, error)
             reason = self._probation.erred(loaded, error)

@@ -1,5 +1,6 @@
 """A new champion that errs or slows is rolled back, and no request is lost by it."""
 
+import asyncio
 import time
 from types import SimpleNamespace
 
@@ -95,12 +96,15 @@ def test_a_champion_that_errs_loses_no_request_and_its_place(live, light, untrai
             raise RuntimeError("out of order")
         return torch.full((len(x), 10), float("nan"))
 
-    monkeypatch.setattr(engine.current.model, "forward", fail)
+    failing = engine.current
+    monkeypatch.setattr(failing.model, "forward", fail)
     answers = [running.infer(torch.zeros(1, 1, 8, 8)) for _ in range(4)]
     assert {answer.status_code for answer in answers} == {200}
     assert {answer.json()["model_version"] for answer in answers} == {"1"}
     wait_until(lambda: running.status()["champion"]["version"] == "1")
     wait_until(lambda: "version 2 was rolled back: 3 batches failed" in (running.status()["problem"] or ""))
+    read_before = asyncio.run(engine.predict(failing, torch.zeros(1, 1, 8, 8)))   # waited in the queue meanwhile
+    assert read_before.loaded.version == "1"
     assert b'redoubt_rollbacks_total{model="digits"} 1.0' in running.client.get("/metrics").content
     light.number = 3   # the next one gets its chance
     wait_until(lambda: running.status()["champion"]["version"] == "3")
