@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.common import Report, arguments, table
 from benchmarks.noise import changes
 from benchmarks.unseen import EPSILONS, GRADIENT, L2, LINF, RESULTS, ROOT, Subject, adversarial, digest, subjects
-from redoubt.detection import Detector, decide, fit, match
+from redoubt.detection import Detector, FitConfig, decide, fit, match
 from redoubt.detection.networks import PIXELS
 from redoubt.detection.witness import bet
 
@@ -45,6 +45,13 @@ def fitted(of: Subject, seed: int) -> Detector:
         folder.mkdir(parents=True, exist_ok=True)
         detector.save(folder)
     return Detector.load(folder, of.model)
+
+
+def briefly(of: Subject, seed: int) -> Detector:
+    """A detector fitted with less than the pipeline takes, for the small version."""
+    config = FitConfig(blocks=300, score_steps=400, strength_steps=700, noise=64)
+    return fit(of.model, of.data.tensors("detector_fit"), of.data.tensors("calibration"), levels=of.data.levels,
+               further=of.data.tensors("train", 10_000), seed=seed, config=config)
 
 
 def code_key() -> str:

@@ -158,8 +158,9 @@ class Replica:
     def _attacked(self) -> None:
         n, x = 70, torch.rand(70, 1, 8, 8)
         none = torch.zeros(n)
-        self.watch.observe(self.loaded, x, Verdicts(score=none, is_adversarial=torch.ones(n, dtype=torch.bool),
-                                                    strength=none, low=none, high=none, evidence=torch.zeros(n, 4)))
+        flags = torch.ones(n, dtype=torch.bool)
+        self.watch.observe(self.loaded, x, Verdicts(score=none, probability=none, is_adversarial=flags, strength=none,
+                                                    low=none, high=none, evidence=torch.zeros(n, 4)))
 
 
 def campaign(seed: int, at: int, strike: str, also: tuple[int, str] | None, home: Path) -> tuple[World, list]:

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import Report, arguments, table
-from benchmarks.detection import fitted
+from benchmarks.detection import briefly, fitted
 from benchmarks.unseen import Subject, subjects
 from redoubt.attacks import fgsm, on_lattice, pgd
 from redoubt.bundle import open_bundle, seal, write_bundle
-from redoubt.detection import Detector, FitConfig, fit
+from redoubt.detection import Detector
 from redoubt.detection.witness import Budget
 from redoubt.threat import ThreatModel
 from serving.ledger import SqliteLedger
@@ -66,13 +66,6 @@ class Side:
     times: float
     pictures: Tensor
     dithered: bool = False
-
-
-def briefly(of: Subject, seed: int) -> Detector:
-    """A detector fitted with less than the pipeline takes, for the small version."""
-    config = FitConfig(blocks=360, score_steps=400, strength_steps=700, noise=96)
-    return fit(of.model, of.data.tensors("detector_fit"), of.data.tensors("calibration"), levels=of.data.levels,
-               further=of.data.tensors("train", 10_000), seed=seed, config=config)
 
 
 def served(of: Subject, detector: Detector, folder: Path) -> LoadedModel:
@@ -238,7 +231,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="redoubt-steering-") as folder:
         scene = Scene(of, Path(folder), args.seed, args.quick)
         steered(report, scene, seeds, CASES[1:2] if args.quick else CASES)
-        hidden(report, scene, min(seeds, 5))
+        hidden(report, scene, 1 if args.quick else min(seeds, 5))
         above(report, scene)
     return report.close()
 

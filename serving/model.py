@@ -94,6 +94,7 @@ def predict(loaded: LoadedModel, probabilities: Tensor, verdicts: Verdicts | Non
         outputs |= {
             "is_adversarial": verdicts.is_adversarial.numpy(),
             "instance_score": verdicts.score.numpy(),
+            "attack_probability": verdicts.probability.numpy(),
             "strength": verdicts.strength.numpy(),
             "strength_interval": torch.stack([verdicts.low, verdicts.high], 1).numpy(),
         }

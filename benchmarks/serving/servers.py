@@ -97,9 +97,10 @@ def random_version(folder: Path, architecture: str, channels: int, size: int, se
     model = build(shape).eval()
     write_bundle(folder, model, classes=[str(n) for n in range(10)], threats=())
     Detector(model, Scorer(channels), StrengthNet(feature_count(channels)), Witness(), Settings(
-        channels=channels, levels=255, fpr=0.01, threshold=1e3, null_rate=0.02, calibrated_on=1000, l2_logit=0.0,
-        harmless_logit=0.0, attack_logit=0.0, apart=[1.0, 1.0], quantiles=[[[-2.0, -1.0, 1.0, 2.0]] * len(SIZES)] * 2,
-        lowest=[0.01, 0.1], highest=[0.3, 3.0], asks=True, fitted={},
+        channels=channels, levels=255, fpr=0.01, threshold=1e3, null_rate=0.02, calibrated_on=1000,
+        chances=[1.0, 1.0, 0.0], l2_logit=0.0, harmless_logit=0.0, attack_logit=0.0, apart=[1.0, 1.0],
+        quantiles=[[[-2.0, -1.0, 1.0, 2.0]] * len(SIZES)] * 2, lowest=[0.01, 0.1], highest=[0.3, 3.0], asks=True,
+        fitted={},
     )).save(folder)
     return seal(folder)
 

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from redoubt.detection.features import feature_count, features
 from redoubt.detection.groups import excess, least, nested, upper_means
 from redoubt.detection.networks import EVIDENCE, NORMS, PIXELS, Scorer, StrengthNet, certainty, widen
+from redoubt.detection.probability import probability
 from redoubt.detection.verdicts import Strength, Verdicts
 from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet, measures
 from redoubt.errors import ArtifactError, InvalidInput
 
-FORMAT = 4
+FORMAT = 5
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 SIZES = (1, 4, 16, 32)           # campaign sizes at which intervals are calibrated
 LEVELS = (0.01, 0.05, 0.95, 0.99)   # quantiles of the scaled error, kept for each norm and size
@@ -38,6 +39,7 @@ class Settings:
         threshold: the score's logit above which an input is flagged.
         null_rate: 99 % upper confidence bound of the realised false-positive rate.
         calibrated_on: clean pictures behind the threshold.
+        chances: what turns the logit above the threshold into a probability: see `probability.py`.
         l2_logit, harmless_logit: above these a campaign is called L2, or harmless.
         attack_logit: below this, part of a harmless campaign is an attack.
         apart: [norm], the excess (`groups.excess`) above which a group is an attack of its own.
@@ -53,6 +55,7 @@ class Settings:
     threshold: float
     null_rate: float
     calibrated_on: int
+    chances: list
     l2_logit: float
     harmless_logit: float
     attack_logit: float
@@ -128,8 +131,9 @@ class Detector:
             bounds[:, rows] = torch.stack(self._bounds(
                 centre[:, 0], spread[:, 0], 0, 1, LEVELS.index(0.05), LEVELS.index(0.95)))
         low, middle, high = bounds
-        return Verdicts(score=torch.sigmoid(logit - self.settings.threshold), is_adversarial=flagged,
-                        strength=middle, low=low, high=high, evidence=evidence)
+        margin = logit - self.settings.threshold
+        return Verdicts(score=torch.sigmoid(margin), probability=probability(margin, self.settings.chances),
+                        is_adversarial=flagged, strength=middle, low=low, high=high, evidence=evidence)
 
     def _odds(self, x: Tensor, flagged: Tensor) -> Tensor:
         """The model's evidence of the flagged rows [M] of x, [M, 1]; 0 where none is asked for."""

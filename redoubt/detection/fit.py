@@ -12,24 +12,25 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from redoubt.detection.benign import BENIGN, NOISE, benign
+from redoubt.detection.benign import BENIGN, NOISE
 from redoubt.detection.detector import Detector, Settings
 from redoubt.detection.features import features
+from redoubt.detection.flagged import flagged_blocks, flagged_measures
 from redoubt.detection.group_calibration import calibrate_groups
 from redoubt.detection.networks import Scorer, StrengthNet
-from redoubt.detection.rehearsal import KINDS, Dice, Rehearsal, fit_surrogate, rehearse_all
+from redoubt.detection.probability import calibrate_probability
+from redoubt.detection.rehearsal import KINDS, Rehearsal, fit_surrogate, rehearse_all
 from redoubt.detection.scoring import CLEAN, RANDOM, Examples, conformal_threshold, fit_scorer, harmless, score
 from redoubt.detection.strength import HARMLESS, Rehearsed, calibrate, fit_strength
-from redoubt.detection.witness import Witness, bet, calibrate_witness, fit_witness, measured
+from redoubt.detection.witness import Witness, bet, calibrate_witness, fit_witness
 from redoubt.errors import InvalidInput
 
 ENOUGH = 2000        # pictures to rehearse on; `further` ones make up for what is missing
 _MORE_CLEAN = 4000   # further clean pictures to learn from
 _MEMORY = 400e6      # bytes for rehearsed pictures, and as many for harmless ones
 _LARGE = 2_000_000   # weights; beyond this each gradient on a CPU costs tens of milliseconds
+_FRESH = 16          # for so many attack blocks one is made of calibration pictures, to learn probabilities from
 _WITNESSES = 32       # flagged attacks without which the model is not asked
-_AMOUNTS = (0.3, 0.6, 0.85, 1.1)   # of each harmless change that it is asked about
-Judge = Callable[[Tensor], Tensor]   # pictures to the scorer's logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ def fit(
     Args:
         model: the classifier to guard; it is copied, so neither its mode nor its layout changes.
         fit_data: pictures float [N, C, S, S] in [0, 1] and labels [N], to rehearse on.
-        calibration: the same, disjoint from all others; sets the threshold and enters nothing else.
+        calibration: the same, disjoint from all others; sets the threshold and what is calibrated, teaches nothing.
         levels: largest stored pixel value of the data, 255 for 8-bit pictures.
         further: more trusted pictures, such as the classifier's training split: they make up for a small `fit_data`,
             and teach what clean pictures look like.
@@ -117,16 +118,20 @@ def fit(
     surrogate = fit_surrogate(twin, x, seed=seed)
     report("surrogate")
     ranges = _ranges(x, levels, config)
-    plans = (("Linf", config.blocks, ranges[0]), ("L2", config.blocks // 3, ranges[1]))
-    rehearsal = rehearse_all(twin, surrogate, x, y, plans=plans, size=config.block_size, levels=levels,
-                             asks=x.shape[-1] >= config.smallest, seed=seed)
+    practise = partial(rehearse_all, twin, surrogate, size=config.block_size, levels=levels)
+    rehearsal = practise(x, y, plans=_plans(config.blocks, ranges), asks=x.shape[-1] >= config.smallest, seed=seed)
     report("rehearsal")
     generator, room = torch.Generator().manual_seed(seed), int(_MEMORY / (2 * x[0].numel() * len(BENIGN)))
     changed = harmless(twin, x, levels=levels, most=max(64, min(room, rehearsal.count // 12)), generator=generator)
     more = [Examples.of(twin, clean, CLEAN * len(x) / len(clean))] if len(clean) else []
     scorer = fit_scorer(rehearsal.examples(), Examples.joined([changed, *more]), seed=seed, steps=config.score_steps)
     judge = partial(score, scorer, twin)
-    threshold, null_rate = conformal_threshold(judge(calibration[0].to(device)), fpr)
+    held_out, labels = (part.to(device) for part in calibration)
+    passed = judge(held_out)
+    threshold, null_rate = conformal_threshold(passed, fpr)
+    few = _plans(max(2 * len(KINDS), config.blocks // _FRESH), ranges)
+    fresh = practise(held_out, labels, plans=few, asks=False, seed=seed + 13).examples()
+    chances = calibrate_probability(passed - threshold, _scores(scorer, fresh) - threshold, fresh.weight)
     report("scorer")
     attacked = _scores(scorer, rehearsal.attacked).view(rehearsal.real.shape)
     usable = rehearsal.real & (attacked > threshold)
@@ -134,7 +139,8 @@ def fit(
     asks = len(flagged) >= _WITNESSES
     # What noise is good for, the model says; pixels speak for or against what it cannot know.
     kinds = [kind for kind in BENIGN if not asks or kind not in NOISE]
-    kept = _changed(x, levels, kinds, judge, threshold, seed, config)
+    kept = flagged_blocks(x, levels, kinds, judge, threshold, seed, count=max(4 * len(kinds), config.blocks // 4),
+                          size=config.block_size)
     net = _untaught(rehearsal, kept[0], seed)
     blocks = _blocks(net, rehearsal, attacked, usable, *kept, len(kinds))
     suspects = _suspects(net, scorer, changed.rows(changed.weight > RANDOM))
@@ -144,19 +150,25 @@ def fit(
     report("strength")
     witness, power = Witness(), {}
     if asks:
-        noise = [_noise(twin, part, levels, judge, threshold, seed + index, config)
-                 for index, part in enumerate((x, calibration[0].to(device)))]
+        noise = [flagged_measures(twin, part, levels, judge, threshold, seed + index, most=config.noise)
+                 for index, part in enumerate((x, held_out))]
         witness, power = _witness(flagged, *noise, seed)
     report("witness")
     settings = Settings(
         channels=x.shape[1], levels=levels, fpr=fpr, threshold=threshold, null_rate=null_rate,
-        calibrated_on=len(calibration[0]), l2_logit=l2_logit, harmless_logit=harmless_logit, attack_logit=attack_logit,
-        apart=apart, quantiles=quantiles, lowest=[least for least, _ in ranges], highest=[most for _, most in ranges],
+        calibrated_on=len(held_out), chances=chances, l2_logit=l2_logit, harmless_logit=harmless_logit,
+        attack_logit=attack_logit, apart=apart,
+        quantiles=quantiles, lowest=[least for least, _ in ranges], highest=[most for _, most in ranges],
         asks=asks,
         fitted={"seed": seed, "pictures": len(x), "blocks": len(blocks.norm), "seconds": report.seconds,
                 "witness": power},
     )
     return Detector(twin, scorer, net, witness, settings)
+
+
+def _plans(blocks: int, ranges) -> tuple:
+    """Attack blocks of each norm, for `rehearse_all`."""
+    return ("Linf", blocks, ranges[0]), ("L2", blocks // 3, ranges[1])
 
 
 def _topped_up(x: Tensor, y: Tensor, further, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,39 +212,6 @@ def _witness(attacked: Tensor, learned: dict, held_out: dict, seed: int) -> tupl
     calibrate_witness(witness, held_out, NOISE)
     gain = bet(witness.testimony(attacked)).item() / len(attacked)
     return witness, {"bias": witness.bias.item(), "further": witness.further.item(), "gain": gain}
-
-
-def _noise(model, x: Tensor, levels: int, judge: Judge, threshold: float, seed: int, config: FitConfig) -> dict:
-    """`measures` of harmlessly changed pictures by kind and amount: the flagged, or the most suspicious eighth."""
-    dice, sent = Dice(seed + 11), []
-    for kind in BENIGN:
-        for amount in _AMOUNTS:
-            rows = dice.rows(len(x), config.noise).to(x.device)
-            changed = benign(kind, x[rows], levels=levels, generator=dice.generator, amount=amount)
-            logit = judge(changed)
-            worst = logit.topk(max(config.noise // 8, int((logit > threshold).sum()))).indices
-            sent.append(changed[worst[: config.noise // 2]])
-    parts = iter(measured(model, torch.cat(sent)).split([len(part) for part in sent]))
-    return {(kind, amount): next(parts) for kind in BENIGN for amount in _AMOUNTS}
-
-
-def _changed(x: Tensor, levels: int, kinds, judge: Judge, threshold: float, seed: int, config: FitConfig):
-    """Features [blocks, n, F] and logits [blocks, n] of harmless blocks, one change with one amount each.
-
-    Only flagged inputs ever reach a campaign: of many changed pictures some flagged ones are kept, or the most
-    suspicious where too few are flagged.
-    """
-    dice, seen, logits, size = Dice(seed + 7), [], [], config.block_size
-    for i in range(max(4 * len(kinds), config.blocks // 4)):
-        rows = dice.rows(len(x), 8 * size).to(x.device)
-        changed = benign(kinds[i % len(kinds)], x[rows], levels=levels, generator=dice.generator,
-                         amount=dice.uniform(0, 1))
-        logit = judge(changed)
-        worst = logit.topk(max(size, int((logit > threshold).sum()))).indices
-        kept = worst[dice.rows(len(worst), size).to(x.device)]
-        seen.append(features(changed[kept]))
-        logits.append(logit[kept])
-    return torch.stack(seen), torch.stack(logits)
 
 
 def _untaught(rehearsal: Rehearsal, kept: Tensor, seed: int) -> StrengthNet:

@@ -12,7 +12,9 @@ class Verdicts:
     """One row for each of N inputs.
 
     Attributes:
-        score: float [N] in [0, 1]; above 0.5 means flagged. Ordered, but no probability: an attack's share is unknown.
+        score: float [N] in [0, 1]; above 0.5 means flagged. Ordered, but no probability.
+        probability: float [N], that the input is attacked, where half of the traffic is attacked with the rehearsed
+            mix of attacks and half is clean. `probability.at_share` gives it for another share.
         is_adversarial: bool [N], the verdict at the detector's false-positive rate.
         strength: float [N], the epsilon that fits this input best if it is an Linf attack; coarse for a single input.
             0 where it is not flagged.
@@ -21,6 +23,7 @@ class Verdicts:
     """
 
     score: Tensor
+    probability: Tensor
     is_adversarial: Tensor
     strength: Tensor
     low: Tensor

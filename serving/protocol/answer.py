@@ -15,13 +15,14 @@ def visible(outputs: dict[str, np.ndarray], detail: str) -> dict[str, np.ndarray
 
     Args:
         outputs: name to values, first dimension N.
-        detail: one of `DETAILS`. `rounded` leaves scores one decimal and strengths one significant digit.
+        detail: one of `DETAILS`. `rounded` leaves scores and probabilities one decimal, strengths one digit.
     """
     if detail == "exact":
         return outputs
     shown = {name: values for name, values in outputs.items() if name in ALWAYS or name in DETAILS[detail]}
-    if "instance_score" in shown:
-        shown["instance_score"] = shown["instance_score"].round(1)
+    for name in ("instance_score", "attack_probability"):
+        if name in shown:
+            shown[name] = shown[name].round(1)
     for name in ("strength", "strength_interval"):
         if name in shown:
             shown[name] = _one_digit(shown[name])

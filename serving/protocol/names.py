@@ -12,6 +12,7 @@ ALWAYS = {"label": ("INT64", [-1]), "probabilities": ("FP32", [-1, None])}
 VERDICT = {
     "is_adversarial": ("BOOL", [-1]),
     "instance_score": ("FP32", [-1]),
+    "attack_probability": ("FP32", [-1]),
     "strength": ("FP32", [-1]),
     "strength_interval": ("FP32", [-1, 2]),
 }

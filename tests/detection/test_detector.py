@@ -62,7 +62,7 @@ def test_verdicts_are_rows_whatever_the_batch(digits, digits_detector):
     x = digits.tensors("test")[0][:20]
     whole = digits_detector.assess(x)
     single = [digits_detector.assess(one.unsqueeze(0)) for one in x]
-    for name in ("score", "is_adversarial", "strength", "low", "high", "evidence"):
+    for name in ("score", "probability", "is_adversarial", "strength", "low", "high", "evidence"):
         rows = torch.cat([getattr(one, name) for one in single])
         assert rows.shape == getattr(whole, name).shape
         torch.testing.assert_close(rows, getattr(whole, name), rtol=1e-4, atol=1e-5)

@@ -114,7 +114,7 @@ class Scene:
             row[0, 0, 0], row[0, 0, 1] = self.sent % 251 / 251, self.sent // 251 / 251
         flags = torch.tensor([letter == "a" for letter in traffic])
         none = torch.zeros(len(x))
-        verdicts = Verdicts(score=none, is_adversarial=flags, strength=none, low=none, high=none,
+        verdicts = Verdicts(score=none, probability=none, is_adversarial=flags, strength=none, low=none, high=none,
                             evidence=torch.zeros(len(x), 4))
         self.watch.observe(self.loaded, x, verdicts)
 

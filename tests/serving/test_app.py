@@ -40,7 +40,7 @@ def test_health_and_metadata(live, registry):
         card = client.get(f"/v2/models/digits{path}").json()
         assert card["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]
         assert card["outputs"][1] == {"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]}
-        assert len(card["outputs"]) == 6
+        assert len(card["outputs"]) == 7
         assert client.get(f"/v2/models/digits{path}/ready").json()["ready"]
     assert client.get("/openapi.json").status_code == 200
 
@@ -57,6 +57,7 @@ def test_answers_are_the_models_own(live, registry, digits, digits_model):
     verdicts = detector.assess(x)
     assert (answer["is_adversarial"] == verdicts.is_adversarial).all()
     torch.testing.assert_close(answer["instance_score"].float(), verdicts.score)
+    torch.testing.assert_close(answer["attack_probability"].float(), verdicts.probability)
     torch.testing.assert_close(answer["strength_interval"].float(), torch.stack([verdicts.low, verdicts.high], 1))
 
 

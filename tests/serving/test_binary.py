@@ -81,19 +81,19 @@ def test_outputs_come_as_they_were_asked_for():
 @pytest.mark.parametrize(
     "detail, names, score, strength",
     [
-        ("exact", 6, 0.8712, 0.1234), ("rounded", 6, 0.9, 0.1), ("verdict", 3, None, None), ("none", 2, None, None),
+        ("exact", 7, 0.8712, 0.1234), ("rounded", 7, 0.9, 0.1), ("verdict", 3, None, None), ("none", 2, None, None),
     ],
 )
 def test_verdicts_are_only_as_fine_as_the_setting_says(detail, names, score, strength):
     outputs = {
         "label": np.array([3]), "probabilities": np.ones((1, 10), "f4"), "is_adversarial": np.array([True]),
-        "instance_score": np.array([0.8712], "f4"), "strength": np.array([0.1234], "f4"),
-        "strength_interval": np.array([[0.0, 0.26]], "f4"),
+        "instance_score": np.array([0.8712], "f4"), "attack_probability": np.array([0.8712], "f4"),
+        "strength": np.array([0.1234], "f4"), "strength_interval": np.array([[0.0, 0.26]], "f4"),
     }
     shown = protocol.visible(outputs, detail)
     assert len(shown) == names
     if score:
-        assert shown["instance_score"][0] == pytest.approx(score)
+        assert shown["instance_score"][0] == shown["attack_probability"][0] == pytest.approx(score)
         assert shown["strength"][0] == pytest.approx(strength)
 
 

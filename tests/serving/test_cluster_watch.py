@@ -46,8 +46,8 @@ class Replica:
         for row, number in zip(x, numbers, strict=True):
             row[0, 1, :4] = torch.tensor([number // 251**place % 251 / 251 for place in range(4)])
         flags, none = torch.tensor([letter == "a" for letter in traffic]), torch.zeros(len(x))
-        self.watch.observe(self.loaded, x, Verdicts(score=none, is_adversarial=flags, strength=none, low=none,
-                                                    high=none, evidence=torch.zeros(len(x), 4)))
+        self.watch.observe(self.loaded, x, Verdicts(score=none, probability=none, is_adversarial=flags, strength=none,
+                                                    low=none, high=none, evidence=torch.zeros(len(x), 4)))
 
 
 @pytest.fixture
@@ -212,8 +212,8 @@ def test_the_config_map_of_thirty_busy_replicas_is_within_its_limit(group):
     only.loaded.detector.null_rate = 0.02
     x = torch.rand(2000, 1, 8, 8)
     flags, none = torch.ones(2000, dtype=torch.bool), torch.zeros(2000)
-    only.watch.observe(only.loaded, x, Verdicts(score=none, is_adversarial=flags, strength=none, low=none, high=none,
-                                                evidence=torch.rand(2000, 64)))
+    only.watch.observe(only.loaded, x, Verdicts(score=none, probability=none, is_adversarial=flags, strength=none,
+                                                low=none, high=none, evidence=torch.rand(2000, 64)))
     only.watch.tick()
     assert 30 * len(server.get("configmaps", "counts")["data"]["pod-0"]) < 1024 * 1024
 

@@ -154,9 +154,9 @@ def send(scene: Scene, sent: list[tuple[str, float]]) -> None:
     for row in x:
         scene.sent += 1
         row[0, 0, 0], row[0, 0, 1] = scene.sent % 251 / 251, scene.sent // 251 / 251
-    none = torch.zeros(len(x))
-    verdicts = Verdicts(score=none, is_adversarial=torch.ones(len(x), dtype=torch.bool), strength=none, low=none,
-                        high=none, evidence=torch.tensor([[strength, 1.0] for _, strength in sent]))
+    none, flags = torch.zeros(len(x)), torch.ones(len(x), dtype=torch.bool)
+    verdicts = Verdicts(score=none, probability=none, is_adversarial=flags, strength=none, low=none, high=none,
+                        evidence=torch.tensor([[strength, 1.0] for _, strength in sent]))
     scene.watch.observe(scene.loaded, x, verdicts, [client for client, _ in sent])
 
 

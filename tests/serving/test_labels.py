@@ -109,7 +109,7 @@ def flag(running, monkeypatch, rows: list[int]) -> None:
     monkeypatch.setattr(detector, "assess", flagged)
 
 
-@pytest.mark.parametrize("policy, status, outputs", [("flag", 200, 6), ("block", 403, 0), ("shadow", 200, 2)])
+@pytest.mark.parametrize("policy, status, outputs", [("flag", 200, 7), ("block", 403, 0), ("shadow", 200, 2)])
 def test_the_policy_decides_what_a_flagged_input_gets(live, registry, monkeypatch, policy, status, outputs):
     running = live(registry, policy=policy)
     flag(running, monkeypatch, [1])
@@ -119,7 +119,7 @@ def test_the_policy_decides_what_a_flagged_input_gets(live, registry, monkeypatc
         assert len(got.json()["outputs"]) == outputs
     else:
         assert "[1]" in got.json()["error"]
-    assert len(running.client.get("/v2/models/digits").json()["outputs"]) == (2 if policy == "shadow" else 6)
+    assert len(running.client.get("/v2/models/digits").json()["outputs"]) == (2 if policy == "shadow" else 7)
     assert running.status()["monitor"]["flagged"] == 1   # counted all the same
 
 
