@@ -18,6 +18,9 @@ from serving.several import create_several
 from serving.telemetry.logs import set_up
 
 _LONGEST_SHUTDOWN = 20   # seconds that requests under way are given
+# Seconds that an idle connection stays: longer than balancers and proxies keep theirs (60), so that they close it. A
+# request that meets a server's closing is lost, and behind a proxy a 502.
+KEEP_ALIVE = 75
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,6 +74,7 @@ def serve(settings: Settings) -> int:
         app = create_several(settings) if settings.models else create_app(settings)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, timeout_graceful_shutdown=_LONGEST_SHUTDOWN, server_header=False,
+            timeout_keep_alive=KEEP_ALIVE,
             proxy_headers=False, ws="none",   # limit_concurrency would refuse probes, too, and the full be killed
             ssl_certfile=settings.tls_cert, ssl_keyfile=settings.tls_key,
         )

@@ -20,6 +20,7 @@ from redoubt.cluster.kubernetes import Kubernetes
 from redoubt.detection import Detector
 from redoubt.errors import RegistryError
 from redoubt.registry import Registry, Version
+from serving.__main__ import KEEP_ALIVE
 from serving.app import create_app
 from serving.model import LoadedModel
 from serving.settings import load_settings
@@ -77,7 +78,8 @@ def main() -> None:
             Connection(address, what="the Kubernetes API"), "redoubt"))
     registry = FaultyRegistry(settings.tracking_uri, settings.model_name)
     registry.faults = faults
-    uvicorn.run(create_app(settings, registry=registry), port=settings.port, log_level="warning")
+    uvicorn.run(create_app(settings, registry=registry), port=settings.port, log_level="warning",
+                timeout_keep_alive=KEEP_ALIVE)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """`python -m serving` as a process: the port, the signals, and a retraining run that a restart interrupts."""
 
+import http.client
 import json
 import os
 import re
@@ -148,6 +149,22 @@ def test_a_full_server_still_answers_probes(tmp_path, mlflow_uri):
             for one in idle:
                 one.close()
         wait_until(lambda: process.get("/status").status_code == 200, 10, "room again")
+
+
+def test_an_idle_connection_is_not_closed_under_the_next_request(tmp_path, mlflow_uri):
+    """Balancers keep theirs for a minute; uvicorn by itself closes after five seconds."""
+    with Process(tmp_path / "home", mlflow_uri) as process:
+        idle = http.client.HTTPConnection(process.url.removeprefix("http://"), timeout=10)
+        idle.request("GET", "/v2/health/live")
+        idle.getresponse().read()
+        first = idle.sock
+        time.sleep(6)
+        assert first.fileno() >= 0
+        idle.request("GET", "/v2/health/live")
+        assert idle.getresponse().status == 200
+        assert idle.sock is first   # http.client opens another one without a word
+        idle.close()
+        assert process.end() == 0
 
 
 def test_a_run_that_sigterm_interrupts_is_finished_once(tmp_path, mlflow_uri):
