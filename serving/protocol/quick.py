@@ -7,12 +7,16 @@ out of the ordinary is left to the plain reader, which knows how to say what is 
 from __future__ import annotations
 
 import math
+from itertools import islice
 
 import numpy as np
 import simdjson
+from pydantic_core import from_json
 
 # What simdjson raises: no JSON that it reads (no NaN, no whole number beyond 64 bits), another type, too deep.
 _PLAIN = (ValueError, RuntimeError, TypeError, KeyError, OverflowError, RecursionError)
+_MARK = b"\xef\xbb\xbf"   # of UTF-8, before the JSON: simdjson passes over it, nobody else takes it
+_MOST_KEYS = 16   # of the message and of its tensor: simdjson goes through all of them to find one
 
 
 class Numbers:
@@ -46,6 +50,8 @@ class Numbers:
 
 def read(text: bytes) -> dict | None:
     """The message of an infer request with `Numbers` for its tensor's data; None leaves it to the plain reader."""
+    if text.startswith(_MARK):
+        return None
     try:
         message = simdjson.Parser().parse(text)
         found = {key: _plain(message[key]) for key in _once(message) if key != "inputs"}
@@ -64,16 +70,15 @@ def _once(part) -> list[str]:
     """The keys of an object. Of a key that comes twice simdjson takes the first value, everybody else the last."""
     if not isinstance(part, simdjson.Object):
         raise TypeError("no object")
-    keys = list(part.keys())
-    if len(set(keys)) != len(keys):
-        raise KeyError("a key comes twice")
+    keys = list(islice(part.keys(), _MOST_KEYS + 1))
+    if len(keys) > _MOST_KEYS or len(set(keys)) != len(keys):
+        raise KeyError("too many keys, or one that comes twice")
     return keys
 
 
 def _plain(value):
-    if isinstance(value, simdjson.Array):
-        return value.as_list()
-    return value.as_dict() if isinstance(value, simdjson.Object) else value
+    """As the plain reader has it, who takes no nesting that would be too deep for those who look at it."""
+    return from_json(value.mini) if isinstance(value, (simdjson.Array, simdjson.Object)) else value
 
 
 def _fits(data, declared: list[int]) -> bool:

@@ -62,10 +62,27 @@ def test_what_is_out_of_the_ordinary_does_not(data):
     b'{"inputs": [{"name": "input", "data": [1], "data": [2]}]}',
     b'{"inputs": [{"name": "input", "data": [NaN]}]}', b'{"inputs": [{"data": [1]}, {"data": [2]}]}',
     b'{"inputs": {"data": [1]}}', b'{"inputs": [{"data": 1}]}', b'{"inputs": [[1]]}', b"[]", b"", b'"x"', b"\xff\xfe",
-    b'{"inputs": [{"data": [123456789012345678901234567890]}]}',
+    b'{"inputs": [{"data": [123456789012345678901234567890]}]}', b'\xef\xbb\xbf{"inputs": [{"data": [1]}]}',
 ])
 def test_messages_that_are_left_to_the_plain_reader(raw):
     assert quick.read(raw) is None
+
+
+@pytest.mark.parametrize("where", ["message", "tensor"])
+def test_many_keys_are_left_to_the_plain_reader(where):
+    """simdjson finds a key by going through all of them: a mebibyte of keys took ten seconds."""
+    more = {str(number): 0 for number in range(20)}
+    tensor = {"data": [1]} | (more if where == "tensor" else {})
+    assert quick.read(json.dumps({"inputs": [tensor]} | (more if where == "message" else {})).encode()) is None
+
+
+@pytest.mark.parametrize("where", ["id", "parameters", "outputs", "name", "shape", "datatype"])
+def test_deep_nesting_is_a_fault_of_the_body(where):
+    """Naming a wrong value goes down into it, and Python goes no deeper than a thousand calls."""
+    deep = '{"a":' * 900 + "1" + "}" * 900 if where == "parameters" else "[" * 900 + "]" * 900
+    message = {"inputs": [{"name": "input", "shape": [2, *SHAPE], "datatype": "FP32", "data": FLAT}]}
+    (message if where in ("id", "parameters", "outputs") else message["inputs"][0])[where] = "DEEP"
+    assert "recursion limit" in outcome(json.dumps(message).replace('"DEEP"', deep).encode())
 
 
 @pytest.mark.parametrize("seed", range(60))
