@@ -41,12 +41,12 @@ class Pace:
         self._deviation = _MEMORY * self._deviation + deviation
 
     def usual(self, inputs: int) -> float:
-        """Seconds that `inputs` take, all workers at it."""
-        return inputs * self._mean() / self.workers
+        """Seconds that a batch of `inputs` takes, which one worker computes, however many there are."""
+        return inputs * self._mean()
 
     def cautious(self, inputs: int, now: float) -> float:
         """The same when it goes less well than it usually does, or has just begun to."""
-        return inputs * self._careful(now) / self.workers
+        return inputs * self._careful(now)
 
     def ahead(self, waiting: int, now: float) -> float:
         """Cautious seconds until what is under way and `waiting` inputs behind it are computed."""

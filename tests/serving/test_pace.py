@@ -53,3 +53,8 @@ def test_two_workers_halve_the_wait():
     two.begin(1, 64, 100.0)
     two.begin(2, 64, 100.0)
     assert two.ahead(64, 100.0) == pytest.approx(0.96)
+
+
+def test_two_workers_share_a_queue_and_no_batch():
+    two = pace(*[(0.64, 64)] * 8, workers=2)
+    assert [two.usual(64), two.cautious(64, 100.0)] == pytest.approx([0.64, 0.64])
