@@ -167,6 +167,6 @@ def _agreed(detector: Reader, evidence: Tensor, foreign: int) -> Strength:
         foreign: inputs of a few clients, and false alarms that read stronger than an attack, or weaker. So many are
             left aside at either end, but no more than `ASIDE` of a group, so that a group of many clients is found.
     """
-    aside = min(foreign, int(ASIDE * least(len(evidence))))
+    aside = min(foreign, int(ASIDE * min(len(evidence), least(len(evidence)))))
     order = detector.strengths(evidence).argsort()
     return replace(detector.campaign(evidence[order[aside : len(order) - aside]]), n=len(evidence))

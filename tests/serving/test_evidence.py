@@ -114,6 +114,16 @@ def test_it_waits_no_longer_than_memory_lasts():
     assert read(kept(sent[1:])) is None
 
 
+@pytest.mark.parametrize("count", range(4, 20))
+def test_of_a_small_campaign_something_is_left(count):
+    evidence = Evidence(most=512, minimum=4, few=3)
+    for at in range(1, count + 1):
+        evidence.keep(at, f"honest {at}", torch.tensor([0.1, 1.0]))
+    detector = Mean()
+    assert evidence.strength(detector, seen=count, patient=True).estimate == pytest.approx(0.1)
+    assert detector.read >= count / 4
+
+
 def test_anybody_may_set_it_where_nobody_is_few():
     assert read(kept(few(10) + crowd(34), few=0)).n == 64
 
