@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -16,7 +17,7 @@ from redoubt.bundle import Bundle
 from redoubt.detection import Verdicts
 from serving.batcher import Batcher, Job
 from serving.calm import no_pause, pause
-from serving.model import LoadedModel, Prediction, load, predict
+from serving.model import CHUNK, LoadedModel, Prediction, load, predict
 from serving.probation import Probation
 from serving.problems import NotFound, NotReady, Problems
 from serving.settings import Settings
@@ -201,14 +202,16 @@ class Engine:
         before = self._probation.suspects(loaded, len(x), seconds)
         if before is None or not _alike(before, loaded):
             return
-        reason = self._probation.compare(loaded, before, lambda model: self._run(model, x))
+        part = x[: CHUNK[self.device.type]]   # what is computed in one go: who waits should not wait for a dozen of all
+        reason = self._probation.compare(loaded, before, lambda model: self._run(model, part))
         if reason:
             self._convicted(loaded, reason)
 
     def _run(self, model: LoadedModel, x: Tensor) -> None:
         probabilities = model.probabilities(x)
         if model.detector is not None and self._settings.detection:
-            model.assess(x, probabilities)
+            with contextlib.suppress(Exception):   # as in service, where a detector that fails costs no answer
+                model.assess(x, probabilities)
 
     def stop(self) -> None:
         """Finish what is queued and end the threads."""

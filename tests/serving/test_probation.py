@@ -8,9 +8,15 @@ import pytest
 import torch
 from serving_support import wait_until
 
+from serving.engine import Engine
 from serving.probation import BATCHES, Probation
 
 OLD, NEW = (SimpleNamespace(version=version, key=version) for version in ("1", "2"))
+
+
+def version(number: str):
+    bundle = SimpleNamespace(classes=["a"], architecture=SimpleNamespace(input_shape=(1, 8, 8)))
+    return SimpleNamespace(version=number, bundle=bundle)
 
 
 @pytest.fixture
@@ -67,6 +73,34 @@ def test_a_comparison_that_fails_convicts_nobody(probation):
         time.sleep(0.01)
 
     assert probation.compare(NEW, OLD, run) == ""
+
+
+@pytest.mark.parametrize("broken", ["1", "2"])
+def test_a_detector_that_fails_acquits_nobody(probation, broken):
+    """The one before may have been replaced because of it."""
+    def assess(x, probabilities):
+        raise RuntimeError("out of order")
+
+    def made(loaded, seconds):
+        return SimpleNamespace(
+            version=loaded.version, detector=object(), probabilities=lambda x: time.sleep(seconds),
+            assess=assess if loaded.version == broken else lambda x, probabilities: None,
+        )
+
+    models = {OLD.version: made(OLD, 0.001), NEW.version: made(NEW, 0.006)}
+    engine = SimpleNamespace(_settings=SimpleNamespace(detection=True))
+    reason = probation.compare(NEW, OLD, lambda model: Engine._run(engine, models[model.version], torch.zeros(1)))
+    assert "3 times" in reason
+
+
+def test_a_large_batch_is_not_computed_a_dozen_times():
+    computed = []
+    engine = SimpleNamespace(
+        device=torch.device("cpu"), _run=lambda model, x: computed.append(len(x)),
+        _probation=SimpleNamespace(suspects=lambda *_: version("1"), compare=lambda loaded, before, run: run(loaded)),
+    )
+    Engine._try(engine, version("2"), torch.zeros(512, 1, 8, 8), 1.0)
+    assert computed == [32]
 
 
 def test_the_old_one_and_one_whose_time_is_over_are_not_judged(probation):
