@@ -19,6 +19,7 @@ _IMPLIED = {"operate": {"read"}, "admin": set(ROLES)}
 _FEEDBACK = re.compile(r"^/v2/models/[^/]+/feedback$")
 _LOCAL_HOST = re.compile(rb"^(localhost|127\.\d+\.\d+\.\d+|\[::1\]|testserver)(:\d+)?$")
 _READING = ("GET", "HEAD")
+_PUBLIC_IPV6 = ip_network("2000::/3")   # global unicast; those of IPv4 hosts behind a translator lie elsewhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Principal:
     """Who asks.
 
     Attributes:
-        name: as the audit log shows it.
+        name: as the audit log shows it, and by which clients are told apart.
         roles: what it may do, implied ones included.
         rate: requests a second; None for the server's setting.
         known: whether it proved who it is; otherwise its address stands for it.
@@ -91,7 +92,7 @@ class Access:
             Unauthorized: when nobody that is known does.
         """
         if not self.guarded:
-            return Principal(name=address, roles=self._anyone, known=False)
+            return Principal(name=_household(address), roles=self._anyone, known=False)
         token = _token(headers)
         if not token:
             raise Unauthorized("an API key is needed: send it as `Authorization: Bearer KEY`")
@@ -148,6 +149,20 @@ class Access:
         except ValueError:
             return False
         return any(found in network for network in self._proxies)
+
+
+def _household(address: str) -> str:
+    """Whom an address stands for: behind a public one of IPv6 its network of 64 bits, which is one subscriber's, who
+    has an address for every request."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return address
+    if found.version == 4:
+        return address
+    if found not in _PUBLIC_IPV6:
+        return str(found.ipv4_mapped or address)
+    return str(ip_network((int(found) >> 64 << 64, 64)))
 
 
 def _is_loopback(host: str) -> bool:

@@ -189,6 +189,15 @@ def test_only_declared_proxies_speak_for_others(settings):
     assert Access(settings()).client_address("10.1.2.3", forwarded) == "10.1.2.3"
 
 
+@pytest.mark.parametrize(("address", "name"), [
+    ("2a00:1450:4001:80b::200e", "2a00:1450:4001:80b::/64"), ("2a00:1450:4001:80b:ffff::1", "2a00:1450:4001:80b::/64"),
+    ("8.8.8.8", "8.8.8.8"), ("::ffff:8.8.8.8", "8.8.8.8"), ("::1", "::1"), ("fd00::7", "fd00::7"),
+    ("64:ff9b::808:808", "64:ff9b::808:808"), ("fe80::1%eth0", "fe80::1%eth0"), ("unknown", "unknown"),
+])
+def test_a_network_of_ipv6_is_one_client(settings, address, name):
+    assert asyncio.run(Access(settings()).identify({}, address)).name == name
+
+
 def test_the_keys_command(tmp_path, capsys):
     home = ["--home", str(tmp_path)]
     assert main(["keys", *home, "add", "ann", "--role", "predict", "--role", "read", "--expires", "30d"]) == 0
