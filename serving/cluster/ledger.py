@@ -85,6 +85,7 @@ class ConfigMapLedger:
         self._lock = threading.RLock()
         self._known: tuple[Document, dict | None] | None = None   # as last read or written, with the object
         self._known_at = self._missed_at = -math.inf   # when it was read, and when the API did not answer
+        self._missed = ""   # what it said instead
         self._read_in: str | None = None   # our term when it was read; None while another replica led
         self._introduced = ""   # the term of ours that the document has carried
         self._orphans: list[str] = []   # claims of requests that were dropped, until they are removed
@@ -234,10 +235,10 @@ class ConfigMapLedger:
             if anew or old:
                 try:
                     self._fetch()
-                except ClusterError as error:
-                    if self._known is None:
-                        raise LedgerUnavailable(str(error)) from error
-                    self._missed_at = self._clock()   # whoever asks next need not wait for the same silence
+                except ClusterError as error:   # whoever asks next need not wait for the same silence
+                    self._missed_at, self._missed = self._clock(), str(error)
+            if self._known is None:
+                raise LedgerUnavailable(self._missed)
             return self._known[0]
         finally:
             self._lock.release()

@@ -277,6 +277,17 @@ def test_an_api_that_is_down_is_waited_for_once_and_not_by_everybody_who_looks(l
     assert len(server.calls) == asked + 1
 
 
+def test_a_replica_that_has_read_nothing_yet_waits_no_oftener(other, server):
+    server.faults.append(Fault(503, times=100))
+    for _ in range(5):
+        with pytest.raises(LedgerUnavailable, match="503"):
+            other.ledger.campaigns()
+    assert 100 - server.faults[0].times == ATTEMPTS
+    server.faults.clear()
+    other.now += 3
+    assert other.ledger.campaigns() == []
+
+
 def test_it_is_pruned_far_below_a_config_map():
     campaigns = tuple(replace(opened("digits", "1", inputs=1, flagged=1), state="closed") for _ in range(3000))
     requests = [replace(asked_for(campaign, WEAK, [], time.time()), state="promoted") for campaign in campaigns]
