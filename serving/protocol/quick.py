@@ -39,13 +39,13 @@ class Numbers:
         None when they are no numbers, are not as many as `declared`, or are neither flat nor nested in that shape.
         """
         nested = 1 + sum(math.prod(declared[:depth]) for depth in range(1, len(declared)))
-        if self._brackets != 1 and not (self._brackets == nested and _fits(self._data, declared)):
+        flat = self._brackets == 1 and len(self._data) == math.prod(declared)   # counted before an array is made
+        if not flat and not (self._brackets == nested and _fits(self._data, declared)):
             return None
         try:
-            found = np.frombuffer(self._data.as_buffer(of_type="u" if whole else "d"), "u8" if whole else "f8")
+            return np.frombuffer(self._data.as_buffer(of_type="u" if whole else "d"), "u8" if whole else "f8")
         except _PLAIN:
             return None
-        return found if len(found) == math.prod(declared) else None
 
 
 def read(text: bytes) -> dict | None:

@@ -57,6 +57,14 @@ def test_what_is_out_of_the_ordinary_does_not(data):
     assert numbers_of(body(data)) is None
 
 
+def test_data_are_counted_before_an_array_is_made():
+    class Data(list):
+        def as_buffer(self, of_type):
+            raise AssertionError("it was made")
+
+    assert quick.Numbers(Data([0.5] * 1000), 1).values([2, *SHAPE], whole=False) is None
+
+
 @pytest.mark.parametrize("raw", [
     b'{"id": "a", "id": "b", "inputs": [{"name": "input", "data": [1]}]}',
     b'{"inputs": [{"name": "input", "data": [1], "data": [2]}]}',
