@@ -60,6 +60,7 @@ class ChampionFollower:
         self._rejected: tuple[str, str] | None = None   # key, why
         self._asked_at: float | None = None   # since when the registry has owed an answer
         self.swaps: deque[dict] = deque(maxlen=_SWAPS_KEPT)
+        self._swapping = threading.RLock()   # two threads may roll back: the one that follows, and who watches over it
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name="champion", daemon=True)
 
@@ -76,11 +77,18 @@ class ChampionFollower:
         self.wake()
 
     def check_patience(self) -> None:
-        """Say so where the registry takes long to answer; from any thread, about once a second. A server that is down
-        refuses at once, one that hangs takes as long as its client waits, which is half a minute."""
+        """Say so where the registry takes long to answer, and roll back what is to be rolled back meanwhile; from any
+        thread, about once a second. A server that is down refuses at once, one that hangs takes as long as its client
+        waits, which is half a minute."""
         asked_at = self._asked_at
-        overdue = asked_at is not None and time.monotonic() - asked_at > _PATIENCE
-        if overdue and "registry" not in self._problems.current():
+        if asked_at is None:
+            return
+        try:
+            self._roll_back(time.monotonic())   # the thread that would do it waits for the registry
+        except Exception as error:   # as in that thread: who watches goes on watching
+            log.exception("rolling back failed")
+            self._problems.note("champion", f"{type(error).__name__}: {error}")
+        if time.monotonic() - asked_at > _PATIENCE and "registry" not in self._problems.current():
             self._problems.note("registry", f"it takes longer than {_PATIENCE:g} s to answer")
 
     def stop(self) -> None:
@@ -139,11 +147,12 @@ class ChampionFollower:
 
     def _roll_back(self, began: float) -> None:
         """Leave a version that does badly, whatever the registry says."""
-        current, previous = self._engine.current, self._engine.previous
-        if self._rejected is None or current is None or previous is None or current.key != self._rejected[0]:
-            return
-        log.error("%s", self._rejected[1])
-        self._swap(previous, began)
+        with self._swapping:
+            current, previous, rejected = self._engine.current, self._engine.previous, self._rejected
+            if rejected is None or current is None or previous is None or current.key != rejected[0]:
+                return
+            log.error("%s", rejected[1])
+            self._swap(previous, began)
 
     def _take_over(self, champion: Version, key: str, began: float) -> None:
         try:
@@ -190,6 +199,10 @@ class ChampionFollower:
         self._swap(loaded, began)
 
     def _swap(self, loaded: LoadedModel, began: float) -> None:
+        with self._swapping:
+            self._answer_with(loaded, began)
+
+    def _answer_with(self, loaded: LoadedModel, began: float) -> None:
         # What is wrong with it is known before it answers: whoever sees the new version sees the new state, too.
         self._refused = None
         self._problems.clear("champion")

@@ -191,6 +191,28 @@ def test_a_registry_that_hangs_is_noticed_before_its_client_gives_up(live, regis
     wait_until(lambda: running.status()["problem"] is None)
 
 
+def test_a_champion_that_errs_is_rolled_back_while_the_registry_hangs(live, light, untrained, monkeypatch):
+    light.folders[2] = untrained
+    running, answer = live(light, poll_seconds=0.1), light.champion
+    asked, hanging = threading.Event(), threading.Event()
+    follower, engine = running.server.champion, running.server.engine
+    light.number = 2
+    wait_until(lambda: engine.current.version == "2")
+
+    def hang():
+        asked.set()
+        hanging.wait(20)
+        return answer()
+
+    monkeypatch.setattr(light, "champion", hang)
+    assert asked.wait(5)
+    follower.reject(engine.current, "for the test")
+    wait_until(lambda: engine.current.version == "1", 5)
+    hanging.set()
+    wait_until(lambda: "rolled back: for the test; version 1 goes on" in (running.status()["problem"] or ""))
+    assert [swap["version"] for swap in follower.swaps] == ["1", "2", "1"]
+
+
 def test_a_start_without_registry_serves_the_last_champion(live, registry):
     live(registry)
     registry.down = True
