@@ -94,10 +94,13 @@ def select(
     return Selection(rows=rows[:most][::-1], foreign=few * each, level=level)
 
 
-def arriving(clients: Sequence[str]) -> bool:
-    """Whether the newer half of the inputs, given oldest first, has clients that the older half has not."""
-    half = len(clients) // 2
-    return not set(clients[half:]) <= set(clients[:half])
+def arriving(clients: Sequence[str], few: int) -> bool:
+    """Whether the newer half of the inputs, given oldest first, has clients that the older half has not. Inputs of the
+    few who sent most are left out, or a burst of theirs would be a half in which nobody new comes."""
+    busiest = {client for client, _ in Counter(clients).most_common(few)}
+    others = [client for client in clients if client not in busiest]
+    half = len(others) // 2
+    return not set(others[half:]) <= set(others[:half])
 
 
 class Evidence:
@@ -152,7 +155,7 @@ class Evidence:
         ) if self._few else None
         if selection is None:
             return detector.campaign(everything[-self._most :])
-        if patient and not selection.level and len(self._rows) < self._rows.maxlen and arriving(clients):
+        if patient and not selection.level and len(self._rows) < self._rows.maxlen and arriving(clients, self._few):
             return None
         whole = detector.campaign(everything[-self._most :])
         agreed = _agreed(detector, everything[selection.rows], selection.foreign + round(false_alarms / 2))

@@ -153,9 +153,14 @@ def test_each_clients_newest_inputs_are_taken():
 
 
 def test_new_clients_are_noticed():
-    assert arriving(["a", "b", "a", "c"])
-    assert not arriving(["a", "b", "b", "a"])
-    assert not arriving([])
+    assert arriving(["a", "b", "a", "c"], 0)
+    assert not arriving(["a", "b", "b", "a"], 0)
+    assert not arriving([], 0)
+
+
+def test_a_burst_of_a_few_does_not_hide_that_others_arrive():
+    assert read(kept(crowd(50) + few(40))) is None
+    assert read(kept(crowd(50, 2) + few(40))) is not None
 
 
 def send(scene: Scene, sent: list[tuple[str, float]]) -> None:
