@@ -13,7 +13,7 @@ import hashlib
 import json
 import secrets
 import threading
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,7 +25,7 @@ from redoubt.cluster.kubernetes import CONFIG_MAP, Kubernetes
 from redoubt.detection import RecentInputs, Verdicts, digests
 from serving.model import LoadedModel
 
-TAIL, WITH_EVIDENCE = 1024, 64   # flagged inputs whose digest is told, and the newest of them with their evidence
+TAIL, WITH_EVIDENCE = 1024, 64   # flagged inputs whose digest is told, and those of them that come with their evidence
 DIGEST = 8   # bytes of a digest that are told
 STATE = "leader"   # the key under which the leader keeps what its successor goes on with
 _LABELS = {"app.kubernetes.io/part-of": "redoubt", "redoubt.dev/role": "counts"}
@@ -40,8 +40,9 @@ class Counts:
         key: the version that gave the verdicts.
         inputs: all inputs; `passed` and `flagged` are the distinct ones.
         digests: of the newest flagged inputs, oldest first; the last is number `flagged`.
-        evidence: [n, K] of the last n of them.
+        evidence: [n, K] of n of them.
         clients: who sent those n; digests of the names, for names are nobody's business.
+        at: the numbers of those n among the flagged, ascending.
     """
 
     epoch: str
@@ -52,20 +53,22 @@ class Counts:
     digests: tuple[bytes, ...]
     evidence: Tensor | None
     clients: tuple[str, ...] = ()
+    at: tuple[int, ...] = ()
 
     def after(self, taken: int) -> Counts:
-        """The same without the flagged inputs up to number `taken`."""
+        """The same without the flagged inputs up to number `taken`, and with as much evidence as is told."""
         new = max(0, self.flagged - taken)
-        rows = min(new, len(self.clients))
+        rows = _level([row for row, at in enumerate(self.at) if at > taken], self.clients)
         return replace(self, digests=self.digests[max(0, len(self.digests) - new):],
-                       evidence=self.evidence[-rows:] if rows else None, clients=self.clients[-rows:] if rows else ())
+                       evidence=self.evidence[rows] if rows else None,
+                       clients=tuple(self.clients[row] for row in rows), at=tuple(self.at[row] for row in rows))
 
     def to_json(self) -> str:
         rows = None if self.evidence is None else self.evidence.to(torch.float32).numpy()
         return json.dumps({
             "epoch": self.epoch, "key": self.key, "inputs": self.inputs, "passed": self.passed, "flagged": self.flagged,
             "digests": base64.b64encode(b"".join(self.digests)).decode(),
-            "clients": list(self.clients),
+            "clients": list(self.clients), "at": list(self.at),
             "evidence": None if rows is None else [len(rows), base64.b64encode(rows.tobytes()).decode()],
         }, separators=(",", ":"))
 
@@ -80,10 +83,26 @@ class Counts:
         digests = tuple(packed[at : at + DIGEST] for at in range(0, len(packed), DIGEST))
         numbers = {name: int(found[name]) for name in ("inputs", "passed", "flagged")}
         clients = tuple(str(client) for client in found["clients"])
-        if len(clients) != (0 if evidence is None else len(evidence)):
+        flagged = numbers["flagged"]
+        at = tuple(int(number) for number in found.get("at", range(flagged - len(clients) + 1, flagged + 1)))
+        if not len(clients) == len(at) == (0 if evidence is None else len(evidence)):
             raise ValueError("clients and evidence differ in number")
         return cls(epoch=str(found["epoch"]), key=str(found["key"]), digests=digests, evidence=evidence,
-                   clients=clients, **numbers)
+                   clients=clients, at=at, **numbers)
+
+
+def _level(rows: list[int], clients: tuple[str, ...]) -> list[int]:
+    """Of each client's rows, oldest first, the newest up to one number for all, `WITH_EVIDENCE` in all: who sends much
+    at the end of an interval leaves the others theirs."""
+    counts = Counter(clients[row] for row in rows).values()
+    each = max(1, *(most for most in range(WITH_EVIDENCE + 1)
+                    if sum(min(count, most) for count in counts) <= WITH_EVIDENCE))
+    kept, taken = [], Counter()
+    for row in reversed(rows):
+        taken[clients[row]] += 1
+        if taken[clients[row]] <= each:
+            kept.append(row)
+    return sorted(kept[:WITH_EVIDENCE])
 
 
 class Tally:
@@ -99,8 +118,8 @@ class Tally:
         self._recent = RecentInputs(self._window)
         self._inputs = self._passed = self._flagged = 0
         self._digests: deque[bytes] = deque(maxlen=TAIL)
-        self._evidence: deque[Tensor] = deque(maxlen=WITH_EVIDENCE)
-        self._clients: deque[str] = deque(maxlen=WITH_EVIDENCE)
+        self._evidence: deque[Tensor] = deque(maxlen=TAIL)
+        self._clients: deque[str] = deque(maxlen=TAIL)
 
     def on_model(self, loaded: LoadedModel) -> None:
         """Another version answers from now on: count afresh."""
@@ -136,6 +155,7 @@ class Tally:
                 epoch=self._epoch, key=self._loaded.key, inputs=self._inputs, passed=self._passed,
                 flagged=self._flagged, digests=tuple(self._digests),
                 evidence=torch.stack(list(self._evidence)) if self._evidence else None, clients=tuple(self._clients),
+                at=tuple(range(self._flagged - len(self._clients) + 1, self._flagged + 1)),
             )
 
 

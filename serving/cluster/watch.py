@@ -187,8 +187,9 @@ class Judge:
         told = counts.digests[max(0, len(counts.digests) - new):] if new else ()
         if len(told) < new:   # more than are told one by one: both kinds are thinned alike
             more = round(more * len(told) / new)
-        known = [] if counts.evidence is None else list(zip(counts.evidence, counts.clients, strict=True))
-        rows = [(None, "")] * (len(told) - len(known)) + known[max(0, len(known) - len(told)):]
+        rows_of = zip(() if counts.evidence is None else counts.evidence, counts.clients, strict=True)
+        known = dict(zip(counts.at, rows_of, strict=True))
+        rows = [known.get(number, (None, "")) for number in range(counts.flagged - len(told) + 1, counts.flagged + 1)]
         return more, [row for one, row in zip(told, rows, strict=True) if self._recent.is_new(one[:DIGEST])]
 
     def _interval(self, passed: int, flagged: list[Row]) -> None:

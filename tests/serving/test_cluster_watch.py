@@ -40,14 +40,14 @@ class Replica:
         self.loaded = loaded
         self.watch.on_model(loaded)
 
-    def send(self, traffic: str, numbers=None) -> None:
+    def send(self, traffic: str, numbers=None, clients=None) -> None:
         numbers = numbers or [next(self.numbers) for _ in traffic]
         x = torch.zeros(len(traffic), 1, 8, 8)
         for row, number in zip(x, numbers, strict=True):
             row[0, 1, :4] = torch.tensor([number // 251**place % 251 / 251 for place in range(4)])
         flags, none = torch.tensor([letter == "a" for letter in traffic]), torch.zeros(len(x))
         self.watch.observe(self.loaded, x, Verdicts(score=none, probability=none, is_adversarial=flags, strength=none,
-                                                    low=none, high=none, evidence=torch.zeros(len(x), 4)))
+                                                    low=none, high=none, evidence=torch.zeros(len(x), 4)), clients)
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def test_what_no_replica_wrote_is_left_out(group, text):
 
 def test_counts_survive_the_way_through_json():
     counts = Counts(epoch="e", key="1-r", inputs=9, passed=3, flagged=4, digests=(b"12345678", b"abcdefgh"),
-                    evidence=torch.rand(2, 5), clients=("x", ""))
+                    evidence=torch.rand(2, 5), clients=("x", ""), at=(3, 4))
     none, last = counts.after(4), counts.after(3)
     assert (none.digests, none.clients, none.evidence) == ((), (), None)
     assert (last.digests, last.clients, len(last.evidence)) == ((b"abcdefgh",), ("",), 1)
@@ -283,3 +283,30 @@ def test_counts_survive_the_way_through_json():
     back = Counts.from_json(counts.to_json())
     assert torch.equal(back.evidence, counts.evidence)
     assert json.loads(back.to_json()) == json.loads(counts.to_json())
+    before = json.loads(counts.to_json())
+    del before["at"]   # as the release before told it
+    assert Counts.from_json(json.dumps(before)).at == (3, 4)
+
+
+def test_who_sends_much_at_an_intervals_end_leaves_the_others_their_evidence(group):
+    _server, (only,) = group(1)
+    senders = [f"other {number}" for number in range(40)] + ["loud"] * 80
+    only.send("a" * 120, clients=senders)
+    told = only.watch._tally.counts().after(0)
+    assert (len(told.clients), len(set(told.clients)), told.flagged) == (64, 41, 120)
+    assert told.at == (*range(1, 41), *range(97, 121))
+    seen = []
+    only.watch.tick()
+    only.watch._judge.campaigns.see = lambda flagged, evidence, *, client, **_: seen.append((evidence is None, client))
+    only.send("a" * 120, clients=senders)
+    only.watch.tick()
+    assert [client for nothing, client in seen if not nothing] == list(told.clients)
+    assert len(seen) == 120
+
+
+def test_one_client_alone_is_told_as_before(group):
+    _server, (only,) = group(1)
+    only.send("a" * 100, clients=["loud"] * 100)
+    told = only.watch._tally.counts()
+    assert told.after(0).at == tuple(range(37, 101))
+    assert told.after(90).at == tuple(range(91, 101))
