@@ -193,7 +193,8 @@ class Loop:
         """Harmless noise alone: how it ends."""
         self.await_version(server, "1")
         generator = torch.Generator().manual_seed(self.seed)
-        before = len(server.client.status()["retrains"])
+        before = server.client.status()
+        known = {row["id"] for row in before["campaigns"]}
         rows = torch.randperm(len(self.test[0]), generator=generator)[:pictures]
         changed, sent = changes(self.test[0][rows], self.data.levels, generator), 0
         for kind in NOISE:
@@ -201,9 +202,9 @@ class Loop:
                 server.client.send_each(changed[f"{kind} {size}"])
                 sent += pictures
         status = server.client.status()
-        return {"requests": sent, "flagged": status["monitor"]["flagged"], "runs": len(status["retrains"]) - before,
-                "outcomes": sorted({str(row["outcome"]) for row in status["campaigns"]
-                                    if row["model_version"] == "1" and row["state"] == "open"})}
+        ended = {row["outcome"] or "open" for row in status["campaigns"] if row["id"] not in known}
+        return {"requests": sent, "flagged": status["monitor"]["flagged"], "outcomes": sorted(ended),
+                "runs": len(status["retrains"]) - len(before["retrains"])}
 
     # -- comparisons --------------------------------------------------------------------------------------------
 
