@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 import time
@@ -13,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from pipelines.drill.options import DrillOptions
-from pipelines.drill.stages import Drill
+from pipelines.drill.stages import MODEL, Drill
 from pipelines.home import new_folder
 from redoubt.report import drill_picture, drill_report
 
@@ -94,6 +95,8 @@ def finish(result: dict, folder: Path) -> int:
         console.print(f"[bold red]failed[/] in stage “{failure['stage']}”: {failure['reason']}", highlight=False)
     else:
         console.print("[bold green]recovered[/]")
+        console.print(f"to serve its model: redoubt serve --model {MODEL} --home {shlex.quote(str(folder))}",
+                      highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
     return 0 if result["outcome"] == "recovered" else 1
 
@@ -101,25 +104,28 @@ def finish(result: dict, folder: Path) -> int:
 def figures(result: dict) -> Table:
     """The drill's table."""
     table = Table(title=f"{result['dataset']}, {result['attack']}, seed {result['seed']}, {result['hardware']}")
-    for column in ("", "before", "after", "oracle"):
-        table.add_column(column, justify="left" if not column else "right")
     accuracy = result["accuracy"]
+    columns = ("before", "after", "oracle") if accuracy.get("oracle") else ("before", "after")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
     for key, label in (("clean", "clean accuracy"), ("replayed", "the old attack, replayed"),
                        ("fgsm", "fresh FGSM"), ("pgd20", "fresh PGD-20")):
-        table.add_row(label, *(_percent((accuracy.get(who) or {}).get(key)) for who in ("before", "after", "oracle")))
+        table.add_row(label, *(_percent((accuracy.get(who) or {}).get(key)) for who in columns))
     table.add_section()
     strength = result["strength"]
     if strength:
-        table.add_row("epsilon of the attack", f"{result['epsilon_true']:.4f}", "", "")
+        table.add_row("epsilon of the attack", f"{result['epsilon_true']:.4f}")
         table.add_row("  estimated, 98 % interval", f"{strength['estimate']:.4f}",
-                      f"{strength['low']:.4f}-{strength['high']:.4f}", "")
-        table.add_row("  matched, trained for", "", f"{strength['matched']:.4f}", f"{result['epsilon_true']:.4f}")
+                      f"{strength['low']:.4f}-{strength['high']:.4f}")
+        trained = ("", f"{strength['matched']:.4f}", f"{result['epsilon_true']:.4f}")
+        table.add_row("  matched, trained for", *trained[: len(columns)])
     for key, label in (("requests_until_alarm", "requests until the alarm"),
                        ("seconds_alarm_to_swap", "seconds from alarm to swap"), ("total_requests", "requests"),
                        ("failed_requests", "requests that failed"), ("retrains", "retraining runs"),
                        ("seconds", "seconds in all")):
         if result.get(key) is not None:
-            table.add_row(label, str(result[key]), "", "")
+            table.add_row(label, str(result[key]))
     return table
 
 

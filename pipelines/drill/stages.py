@@ -21,6 +21,7 @@ from pipelines.drill.measure import accuracies, correctness, oracle, recovery
 from pipelines.drill.options import DrillOptions
 from pipelines.drill.server import Server
 from pipelines.drill.timeline import watched
+from pipelines.show import plain_line
 from pipelines.traffic import accuracy_of, adversarial
 from redoubt.compute import processor, settle_threads
 from redoubt.data import Prepared
@@ -116,7 +117,7 @@ class Drill:
         process = local.start(parameters, folder)
         prepare_data(self.folder / "data", dataset=self.options.dataset, data_dir=self.options.data_dir,
                      limit=self.options.limit, split_seed=self.options.seed)   # the drill's own copy, divided alike
-        done = local.follow(process, folder, lambda row: self.say("", describe(row)))
+        done = local.follow(process, folder, lambda row: self.say("", plain_line(row)))
         if done.status != "promoted":
             raise StageFailed(f"the first run was {done.status}: {done.reason} (log: {folder / 'run.log'})")
         self.prepared = Prepared.open(self.folder / "data")
@@ -287,12 +288,3 @@ class Drill:
             raise
         finally:
             row["seconds"] = round(time.time() - start, 1)
-
-
-def describe(row: dict) -> str:
-    """A pipeline event as a few words."""
-    if row.get("state") in ("running", "done", "failed"):
-        return f"{row['step']} {row['state']}"
-    facts = ", ".join(f"{key} {row[key]:.3f}" for key in ("loss", "clean_accuracy", "robust_accuracy") if key in row)
-    return f"{row['step']} epoch {row.get('epoch')}: {facts}"
-

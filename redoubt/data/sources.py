@@ -245,6 +245,9 @@ def _pictures(base: Path, classes: list[str], mode: str | None, size: int | None
 
 
 def _npz(name: str, path: Path) -> Source:
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise InvalidInput(f"{path} is no .npz file: numpy.savez_compressed writes one, with x_train, y_train, "
+                           "optionally x_test, y_test, classes")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
