@@ -235,7 +235,7 @@ def test_what_is_no_npz_is_refused(tmp_path):
                 "array.npz": (tmp_path / "array.npy").read_bytes()}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(InvalidInput, match="cannot be read|is no .npz file: numpy.savez_compressed") as refused:
+        with pytest.raises(InvalidInput, match=r"cannot be read|is no \.npz file: numpy\.savez") as refused:
             load_source(f"npz:{tmp_path / name}")
         assert "pickle" not in str(refused.value)
     with pytest.raises(InvalidInput, match="cannot be read"):
