@@ -42,14 +42,14 @@ class Job:
         x: float32 [N, C, H, W] in [0, 1].
         client: who sent it: the principal, else an address.
         deadline: on the monotonic clock; past it nobody waits any longer.
-        request_id: under which feedback may name the answer.
+        names: under which feedback may name the answer.
     """
 
     loaded: LoadedModel
     x: Tensor
     client: str
     deadline: float
-    request_id: str = ""
+    names: tuple[str, ...] = ()
     future: Future = field(default_factory=Future)
 
     def __len__(self) -> int:

@@ -141,19 +141,19 @@ class Engine:
 
     async def predict(
         self, loaded: LoadedModel, x: Tensor, *, client: str = "", deadline: float | None = None,
-        request_id: str = "",
+        names: tuple[str, ...] = (),
     ) -> Prediction:
         """Probabilities and verdicts for x [N, C, H, W] in [0, 1].
 
         Args:
             deadline: on the monotonic clock; the settings' bound when None.
-            request_id: under which feedback may name the answer.
+            names: under which feedback may name the answer.
 
         Raises:
             Busy, Expired, NotReady: when it cannot be computed in time.
         """
         until = time.monotonic() + self._settings.request_timeout_seconds if deadline is None else deadline
-        return await self.batcher.ask(Job(loaded, x, client, until, request_id))
+        return await self.batcher.ask(Job(loaded, x, client, until, names))
 
     def _compute(self, loaded: LoadedModel, x: Tensor) -> Prediction:
         began = time.perf_counter()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from hashlib import sha256
 
 import numpy as np
 
@@ -15,14 +17,27 @@ from serving.model import LoadedModel
 
 RUN_LENGTH = 1e5   # labels, on average at least, between two false alarms about accuracy
 _RECENT = 500      # newest labels, for the figure that people read
+_LONG = 128        # characters of a name that is kept as it is; of a longer one a digest is kept
+
+
+@dataclass(eq=False, slots=True)
+class _Answer:
+    """What one request was answered with, and the names under which it is found."""
+
+    client: str
+    key: str
+    predicted: np.ndarray
+    names: set[str | bytes] = field(default_factory=set)
 
 
 class Feedback:
     """Remembers predictions by request id and judges labels. Safe to use from every thread.
 
     Errors are counted against the upper bound of the champion's recorded error rate, both as shares in [0, 1], with the
-    same sequential test as the detector's verdicts: it may be looked at after every label. An id that two clients used
-    is nobody's: one could otherwise answer for the other.
+    same sequential test as the detector's verdicts: it may be looked at after every label.
+
+    Clients choose their ids: one that a client used again names the newest of its requests, and one that two clients
+    used is nobody's, for one could otherwise answer for the other.
 
     Args:
         capacity: inputs whose predictions are remembered; the oldest go first.
@@ -30,7 +45,7 @@ class Feedback:
 
     def __init__(self, capacity: int):
         self._capacity, self._lock = capacity, threading.Lock()
-        self._answers: OrderedDict[str, tuple[str, str, np.ndarray] | None] = OrderedDict()
+        self._answers: OrderedDict[str | bytes, _Answer | None] = OrderedDict()   # None: two clients used the name
         self._held = 0
         self._loaded: LoadedModel | None = None
         self._monitor: Monitor | None = None
@@ -51,20 +66,28 @@ class Feedback:
                 self._monitor = Monitor(1 - recorded["low"], arl=RUN_LENGTH)
             self._begin_afresh()
 
-    def remember(self, request_id: str, client: str, loaded: LoadedModel, labels: np.ndarray) -> None:
-        """One request was answered with these classes, [N]."""
-        if not request_id:
-            return
+    def remember(self, names: tuple[str, ...], client: str, loaded: LoadedModel, labels: np.ndarray) -> None:
+        """One request was answered with these classes, [N]; it is found under each of its names."""
+        answer = _Answer(client, loaded.key, labels.astype(np.uint16))
         with self._lock:
-            known = request_id in self._answers
-            old = self._answers.pop(request_id, None)
-            self._held -= len(old[2]) if old else 0
-            mine = not known or (old is not None and old[0] == client)
-            self._answers[request_id] = (client, loaded.key, labels.astype(np.uint16)) if mine else None
-            self._held += len(labels) if mine else 0
-            while self._held > self._capacity or len(self._answers) > self._capacity:
-                _, gone = self._answers.popitem(last=False)
-                self._held -= len(gone[2]) if gone else 0
+            for name in map(_short, names):
+                known = name in self._answers
+                old = self._drop(name)
+                mine = not known or (old is not None and old.client == client)
+                self._answers[name] = answer if mine else None
+                if mine:
+                    answer.names.add(name)
+            self._held += len(labels) if answer.names else 0
+            while self._held > self._capacity or len(self._answers) > 2 * self._capacity:
+                self._drop(next(iter(self._answers)))
+
+    def _drop(self, name: str | bytes) -> _Answer | None:
+        """Forget a name, and with its last one the answer."""
+        answer = self._answers.pop(name, None)
+        if answer is not None:
+            answer.names.remove(name)
+            self._held -= 0 if answer.names else len(answer.predicted)
+        return answer
 
     def take(self, request_id: str, labels: list[int | None]) -> str:
         """The true classes of a request's inputs; None for one that is not known. Each request counts once.
@@ -76,18 +99,18 @@ class Feedback:
             InvalidInput: when the labels do not fit the request.
         """
         with self._lock:
-            found = self._answers.get(request_id)
+            found = self._answers.get(_short(request_id))
             if found is None or self._loaded is None:
                 return "unknown"
-            _, key, predicted = found
+            predicted = found.predicted
             classes = len(self._loaded.bundle.classes)
             if len(labels) != len(predicted):
-                raise InvalidInput(f"request {request_id!r} had {len(predicted)} inputs, not {len(labels)}")
+                raise InvalidInput(f"request {request_id[:_LONG]!r} had {len(predicted)} inputs, not {len(labels)}")
             if any(label is not None and not 0 <= label < classes for label in labels):
                 raise InvalidInput(f"a label is a class from 0 to {classes - 1}, or null")
-            del self._answers[request_id]
-            self._held -= len(predicted)
-            if key != self._loaded.key:
+            for name in tuple(found.names):
+                self._drop(name)
+            if found.key != self._loaded.key:
                 return "stale"
             for label, said in zip(labels, predicted.tolist(), strict=True):
                 if label is not None:
@@ -119,6 +142,11 @@ class Feedback:
                 "threshold": self._monitor.threshold if self._monitor else None,
                 "lost": self._lost, "finding": ("attack" if campaign else "shift") if self._lost else None,
             }
+
+
+def _short(name: str) -> str | bytes:
+    """A name as it is kept: what a client may send is longer than what a hundred thousand of them may take."""
+    return name if len(name) <= _LONG else sha256(name.encode("utf-8", "surrogatepass")).digest()
 
 
 def _recorded(loaded: LoadedModel) -> dict | None:

@@ -184,7 +184,7 @@ class Server:
             self.shadow.see(seen)
         self.metrics.batch(len(seen.x), seen.seconds, flags, strengths)
         for job, labels in zip(seen.jobs, seen.labels(), strict=True):
-            self.feedback.remember(job.request_id, job.client, seen.loaded, labels)
+            self.feedback.remember(job.names, job.client, seen.loaded, labels)
         if self.quarantine is not None and flags is not None:
             for row in flags.nonzero()[0].tolist():
                 self.quarantine.put(

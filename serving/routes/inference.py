@@ -26,13 +26,12 @@ def inference_routes(server: Server) -> APIRouter:
     routes = APIRouter()
     engine, settings = server.engine, server.settings
 
-    async def answer(request: Request, loaded, x, timeout: float | None = None) -> Prediction:
+    async def answer(request: Request, loaded, x, timeout: float | None = None, name: str | None = None) -> Prediction:
         state = request.state
         bound = settings.request_timeout_seconds
         deadline = state.began + (bound if timeout is None else min(timeout, bound))
-        prediction = await engine.predict(
-            loaded, x, client=state.principal.name, deadline=deadline, request_id=state.request_id,
-        )
+        names = (state.request_id,) if name in (None, state.request_id) else (state.request_id, name)
+        prediction = await engine.predict(loaded, x, client=state.principal.name, deadline=deadline, names=names)
         if settings.policy == "block" and prediction.flagged is not None and prediction.flagged.any():
             rows = prediction.flagged.nonzero()[0].tolist()
             raise Forbidden(f"refused: the input looks adversarial{'' if len(x) == 1 else f' (inputs {rows[:20]})'}")
@@ -59,7 +58,7 @@ def inference_routes(server: Server) -> APIRouter:
             json_length=length,
         )
         del body
-        prediction = await answer(request, loaded, asked.x, asked.timeout)
+        prediction = await answer(request, loaded, asked.x, asked.timeout, asked.id)
         outputs = protocol.visible(prediction.outputs, server.told())
         content, json_length = await _off_loop(
             128 * len(asked.x) * len(loaded.bundle.classes), protocol.encode, outputs, asked, model_name=name,

@@ -41,7 +41,7 @@ def label_routes(server: Server) -> APIRouter:
 
     @routes.post("/v2/models/{name}/feedback")
     def feedback(name: str, body: FeedbackBody) -> FeedbackAnswer:
-        """Delayed labels by request id (the answer's `id`, or its header X-Request-Id)."""
+        """Delayed labels by request id: the answer's `id` or its header X-Request-Id, either of them."""
         server.check_name(name)
         results = {"counted": 0, "unknown": 0, "stale": 0}
         for row in body.feedback:

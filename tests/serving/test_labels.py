@@ -30,7 +30,7 @@ def feedback(tmp_path):
 
 def label(feedback, loaded, n: int, wrong: int) -> None:
     for i in range(n):
-        feedback.remember(f"r{i}", "ann", loaded, np.array([3]))
+        feedback.remember((f"r{i}",), "ann", loaded, np.array([3]))
         assert feedback.take(f"r{i}", [4 if i * 37 % 100 < wrong else 3]) == "counted"
 
 
@@ -48,7 +48,7 @@ def test_accuracy_that_fell_is_noticed_and_named_by_what_goes_on(feedback):
 
 
 def test_each_answer_is_labelled_once_and_by_its_shape(feedback):
-    feedback.remember("a", "ann", feedback._loaded, np.array([1, 2, 3]))
+    feedback.remember(("a",), "ann", feedback._loaded, np.array([1, 2, 3]))
     for labels, says in (([1], "3 inputs"), ([1, 2, 10], "0 to 9"), ([1, 2, -1], "0 to 9")):
         with pytest.raises(InvalidInput, match=says):
             feedback.take("a", labels)
@@ -58,18 +58,45 @@ def test_each_answer_is_labelled_once_and_by_its_shape(feedback):
 
 
 def test_an_id_that_two_clients_used_is_nobodys(feedback):
-    feedback.remember("a", "ann", feedback._loaded, np.array([1]))
-    feedback.remember("a", "eve", feedback._loaded, np.array([2]))
-    feedback.remember("a", "ann", feedback._loaded, np.array([1]))
+    feedback.remember(("a",), "ann", feedback._loaded, np.array([1]))
+    feedback.remember(("a",), "eve", feedback._loaded, np.array([2]))
+    feedback.remember(("a",), "ann", feedback._loaded, np.array([1]))
     assert feedback.take("a", [1]) == "unknown"
 
 
+def test_an_id_that_one_client_used_twice_names_the_newest(feedback):
+    feedback.remember(("a", "r1"), "ann", feedback._loaded, np.array([1]))
+    feedback.remember(("a", "r2"), "ann", feedback._loaded, np.array([2, 3]))
+    assert feedback.take("a", [2, 3]) == "counted"
+    assert feedback.take("r2", [2, 3]) == "unknown"   # the same request: it counts once
+    assert feedback.take("r1", [1]) == "counted"
+    assert (feedback._held, len(feedback._answers)) == (0, 0)
+
+
+def test_nobody_labels_anothers_request_by_its_id(feedback):
+    """Whether eve uses ann's own id or the one that the server made for it, before or after her."""
+    feedback.remember(("made", "mine"), "ann", feedback._loaded, np.array([1]))
+    feedback.remember(("e1", "mine"), "eve", feedback._loaded, np.array([2]))
+    feedback.remember(("e2", "made"), "eve", feedback._loaded, np.array([2]))
+    assert feedback.take("mine", [2]) == feedback.take("made", [2]) == "unknown"
+    assert feedback.take("e1", [2]) == feedback.take("e2", [2]) == "counted"
+
+
+def test_requests_with_two_names_take_no_more_room(feedback):
+    for i in range(1500):
+        feedback.remember((f"r{i}", f"{i}" + "é" * 500), "ann", feedback._loaded, np.array([1]))
+    assert (feedback._held, len(feedback._answers)) == (1000, 2000)
+    assert max(map(len, feedback._answers)) <= 128
+    assert feedback.take("r499", [1]) == feedback.take("499" + "é" * 500, [1]) == "unknown"
+    assert feedback.take("500" + "é" * 500, [1]) == "counted"
+
+
 def test_answers_of_another_version_and_old_ones_do_not_count(feedback, tmp_path):
-    feedback.remember("a", "ann", feedback._loaded, np.array([1]))
+    feedback.remember(("a",), "ann", feedback._loaded, np.array([1]))
     feedback.on_model(version(tmp_path, key="2"))
     assert feedback.take("a", [1]) == "stale"
     for i in range(1500):
-        feedback.remember(f"r{i}", "ann", feedback._loaded, np.array([1]))
+        feedback.remember((f"r{i}",), "ann", feedback._loaded, np.array([1]))
     assert feedback.take("r0", [1]) == "unknown"
     assert feedback.take("r1499", [1]) == "counted"
 
@@ -94,6 +121,20 @@ def test_labels_over_http(live, light):
     for bad in ({}, {"feedback": []}, {"feedback": [{"request_id": "x", "labels": ["a"]}]}, [], "x"):
         refused = running.client.post(FEEDBACK, json=bad)
         assert (refused.status_code, list(refused.json())) == (400, ["error"])
+
+
+@pytest.mark.parametrize("sent", ["mine-7", "süß, 7\r\nx: y", "7" * 512, ""])
+@pytest.mark.parametrize("by", ["id", "header"])
+def test_a_request_is_found_under_the_id_that_its_client_chose(live, light, sent, by):
+    running = live(light)
+    tensor = {"name": "input", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}
+    got = running.client.post("/v2/models/digits/infer", json={"id": sent, "inputs": [tensor]},
+                              headers={"x-request-id": "trace-1"})
+    assert (got.json()["id"], got.headers["x-request-id"]) == (sent or "trace-1", "trace-1")
+    names = [got.json()["id"], got.headers["x-request-id"]]
+    for name, counted in zip(names if by == "id" else reversed(names), (1, 0), strict=True):
+        answer = running.client.post(FEEDBACK, json={"feedback": [{"request_id": name, "labels": [1]}]}).json()
+        assert (answer["counted"], answer["unknown"]) == (counted, 1 - counted)
 
 
 def flag(running, monkeypatch, rows: list[int]) -> None:
