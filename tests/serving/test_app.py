@@ -132,6 +132,38 @@ def test_other_bad_requests(limited):
         assert (got.status_code, list(got.json())) == (status, ["error"]), got.text
 
 
+FEEDBACK = "/v2/models/digits/feedback"
+_JSON, _FORM = {"content-type": "application/json"}, {"content-type": "application/x-www-form-urlencoded"}
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "headers", "says"),
+    [
+        (FEEDBACK, "{}", _JSON, "feedback: field required"),
+        (FEEDBACK, '{"feedback": [{"request_id": "a"}]}', _JSON, "feedback[0].labels: field required"),
+        (FEEDBACK, '{"feedback": [{"request_id": "a", "labels": [1, null, "b"]}]}', _JSON,
+         "feedback[0].labels[2]: should be a valid integer"),
+        (FEEDBACK, '{"feedback": [{"request_id": "a", "labels": [70000], "label": 1}]}', _JSON,
+         "feedback[0].labels[0]: should be less than 65536; feedback[0].label: there is no such field"),
+        (FEEDBACK, json.dumps({"feedback": [{"request_id": "a", "labels": ["b"] * 9}]}), _JSON, "and 4 more"),
+        (FEEDBACK, json.dumps({"x" * 900: 1, "feedback": []}), _JSON, f"{'x' * 60}: there is no such field"),
+        (FEEDBACK, '{"feedback": []}', {}, "the header `Content-Type: application/json` is missing"),
+        (FEEDBACK, '{"feedback": []}', _FORM, "'application/x-www-form-urlencoded': send `application/json`"),
+        (FEEDBACK, "", _JSON, "the body is missing: send a JSON object"),
+        (FEEDBACK, "[]", _JSON, "the body must be a JSON object"),
+        (FEEDBACK, '{"feedback"', _JSON, "the body is not JSON: Expecting ':' delimiter (character 11)"),
+        ("/operations/pause", '{"way": "x"}', _JSON, "way: there is no such field"),
+        ("/operations/acknowledge", "{}", _JSON, "campaign: field required"),
+        ("/operations/acknowledge", '{"campaign": 3}', _JSON, "campaign: should be a valid string"),
+    ],
+)
+def test_a_wrong_field_is_named_by_its_path(limited, path, content, headers, says):
+    got = limited.client.post(path, content=content, headers=headers)
+    assert got.status_code == 400
+    assert says in got.json()["error"]
+    assert len(got.text) < 500
+
+
 @pytest.mark.parametrize(
     "content",
     [
