@@ -13,10 +13,12 @@ import uvicorn
 
 from redoubt.errors import RedoubtError
 from serving.app import create_app
+from serving.environment import unknown_variables
 from serving.settings import Settings, load_settings
 from serving.several import create_several
 from serving.telemetry.logs import set_up
 
+log = logging.getLogger("redoubt.serving")
 _LONGEST_SHUTDOWN = 20   # seconds that requests under way are given
 # Seconds that an idle connection stays: longer than balancers and proxies keep theirs (60), so that they close it. A
 # request that meets a server's closing is lost, and behind a proxy a 502.
@@ -34,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
             return keys(arguments[1:])
         settings = load_settings(arguments)
         set_up(settings.log_format)
+        for sentence in unknown_variables(os.environ):
+            log.warning("%s", sentence)
         return serve(settings)
     except RedoubtError as error:
         print(f"serving: {error}", file=sys.stderr)

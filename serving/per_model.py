@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from redoubt.errors import InvalidInput
-from serving.settings import Settings
+from serving.settings import Settings, explain
 
 # One process has one of these, or they follow from the model's name. Whatever is not here may differ.
 OF_THE_PROCESS = frozenset({
@@ -55,5 +55,5 @@ def _own(settings: Settings, name: str, changes: dict[str, Any]) -> Settings:
 
 
 def _explain(fault) -> str:
-    message = fault["msg"].removeprefix("Value error, ")
+    message = explain(fault)
     return f"{fault['loc'][0]}={fault['input']!r}: {message}" if fault["loc"] else message

@@ -266,9 +266,9 @@ class Settings(BaseSettings):
         if self.campaign_min_inputs > self.campaign_max_inputs:
             raise ValueError("campaign_min_inputs is above campaign_max_inputs")
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("tls_cert and tls_key go together: give both or neither")
+            raise ValueError("REDOUBT_TLS_CERT and REDOUBT_TLS_KEY go together: give both or neither")
         if bool(self.oidc_issuer) != bool(self.oidc_audience):
-            raise ValueError("oidc_issuer and oidc_audience go together: give both or neither")
+            raise ValueError("REDOUBT_OIDC_ISSUER and REDOUBT_OIDC_AUDIENCE go together: give both or neither")
         if self.webhook_url and not self.webhook_url.startswith(("http://", "https://")):
             raise ValueError("webhook_url must begin with http:// or https://")
         if self.launcher == "kfp":
@@ -308,9 +308,18 @@ def load_settings(arguments: list[str] | None = None, **values) -> Settings:
         raise InvalidInput(f'{error}: write a JSON list such as ["python", "-m", "pipelines.retrain"]') from None
 
 
+def explain(fault) -> str:
+    """What is wrong with one setting's value."""
+    if fault["type"] == "bool_parsing":
+        return "should be true or false"
+    if fault["type"] == "string_pattern_mismatch":   # the expression is for the machine, the description for people
+        return f"should be {Settings.model_fields[fault['loc'][-1]].description}"
+    return fault["msg"].removeprefix("Value error, ")
+
+
 def _explain(fault) -> str:
     name, *inner = [str(part) for part in fault["loc"] if isinstance(part, str)] or [""]
-    message = fault["msg"].removeprefix("Value error, ")
+    message = explain(fault)
     if name == "models":   # what it holds is not repeated: a secret may be in it
         return ": ".join(["REDOUBT_MODELS", *inner, message])
     return f"REDOUBT_{name.upper()}={fault['input']!r}: {message}" if name else message
