@@ -15,14 +15,15 @@ def visible(outputs: dict[str, np.ndarray], detail: str) -> dict[str, np.ndarray
 
     Args:
         outputs: name to values, first dimension N.
-        detail: one of `DETAILS`. `rounded` leaves scores and probabilities one decimal, strengths one digit.
+        detail: one of `DETAILS`. `rounded` leaves `instance_score` and `attack_probability` one decimal, strengths one
+            digit, as float64: JSON would write the float32 next to 0.1 as 0.10000000149011612.
     """
     if detail == "exact":
         return outputs
     shown = {name: values for name, values in outputs.items() if name in ALWAYS or name in DETAILS[detail]}
     for name in ("instance_score", "attack_probability"):
         if name in shown:
-            shown[name] = shown[name].round(1)
+            shown[name] = shown[name].astype(np.float64).round(1)
     for name in ("strength", "strength_interval"):
         if name in shown:
             shown[name] = _one_digit(shown[name])
@@ -31,7 +32,7 @@ def visible(outputs: dict[str, np.ndarray], detail: str) -> dict[str, np.ndarray
 
 def _one_digit(values: np.ndarray) -> np.ndarray:
     step = 10 ** np.floor(np.log10(np.maximum(values.astype(np.float64), 1e-6)))
-    return (np.round(values / step) * step).astype(np.float32)
+    return (np.round(values / step) * step).round(6)   # the smallest step; 3 * 0.1 is not 0.3
 
 
 def encode(

@@ -97,6 +97,24 @@ def test_verdicts_are_only_as_fine_as_the_setting_says(detail, names, score, str
         assert shown["strength"][0] == pytest.approx(strength)
 
 
+def test_rounded_values_are_short_in_json_and_the_same_as_raw_bytes():
+    values = np.array([0, 0.0312, 0.0704, 0.1, 0.28, 0.3, 0.66, 0.96, 3.3, 27, 3e-5], "f4")
+    outputs = {"probabilities": np.full((11, 2), 0.123456, "f4")} | dict.fromkeys(
+        ("instance_score", "attack_probability", "strength"), values) | {"strength_interval": np.stack([values] * 2, 1)}
+    shown = protocol.visible(outputs, "rounded")
+    asked, in_bytes = (decode(*message(parameters={"binary_data_output": binary})) for binary in (False, True))
+    text, _ = protocol.encode(shown, asked, model_name="a", version="1")
+    found = {output["name"]: output["data"] for output in json.loads(text)["outputs"]}
+    tenths = [0, 0, 0.1, 0.1, 0.3, 0.3, 0.7, 1.0, 3.3, 27, 0]
+    digits = [0, 0.03, 0.07, 0.1, 0.3, 0.3, 0.7, 1.0, 3, 30, 0.00003]
+    assert found["instance_score"] == found["attack_probability"] == tenths
+    assert found["strength"] == found["strength_interval"][::2] == digits
+    assert found["probabilities"][0] == float(np.float32(0.123456))
+    raw, length = protocol.encode(shown, in_bytes, model_name="a", version="1")
+    assert len(raw) - length == 4 * 11 * (2 + 3 + 2)
+    np.testing.assert_array_equal(np.frombuffer(raw[-88:], "<f4")[::2], np.array(digits, "f4"))
+
+
 def test_over_http(live, light):
     running = live(light)
     body, length = message(parameters={"binary_data_output": True}, id="seven")
