@@ -31,6 +31,7 @@ from serving.problems import Busy, Expired, NotReady
 
 log = logging.getLogger("redoubt.serving")
 _TOO_LONG = "the queue is longer than the request's time: try again later"
+_TOO_SHORT = "the request's time is shorter than an answer takes, and nothing waits before it: give it more"
 
 
 @dataclass(eq=False, slots=True)
@@ -117,7 +118,7 @@ class Batcher:
             if self._queue and self._inputs + len(job) > self._limit:
                 raise Busy(f"the queue holds {self._inputs} inputs: try again later", self._ahead(now))
             if not self._in_time(len(job), job.deadline - now, now):
-                raise Busy(_TOO_LONG, self._ahead(now))
+                raise Busy(_TOO_LONG if self._queue or self._computing else _TOO_SHORT, self._ahead(now))
             self._queue.append(job)
             self._inputs += len(job)
             self._ready.notify()

@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 
 from redoubt.errors import InvalidInput
-from serving.protocol.names import DATATYPES, kind
+from serving.protocol.names import DATATYPES, kind, words
 from serving.protocol.quick import Numbers
 
 _NUMBERS = {int, float}   # what JSON numbers become; a boolean is none
@@ -98,7 +98,8 @@ def _json_pixels(numbers: list[int | float], datatype: str) -> np.ndarray:
         except TypeError:
             if not _NUMBERS.issuperset(map(type, numbers)):
                 raise InvalidInput("`data` holds something that is not a number") from None
-        raise InvalidInput("UINT8 data must be whole numbers from 0 to 255")
+        wrong = next(number for number in numbers if type(number) is not int or not 0 <= number <= 255)
+        raise InvalidInput(f"UINT8 data must be whole numbers from 0 to 255, not {words(wrong)}")
     try:
         pixels = np.frombuffer(array("f", numbers), np.float32)
         low, high = pixels.min(), pixels.max()

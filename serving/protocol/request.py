@@ -117,7 +117,8 @@ def _timeout(parameters: dict) -> float | None:
     if value is None:
         return None
     if type(value) is not int or not 0 < value < 2**63:
-        raise InvalidInput(f"the parameter 'timeout' must be a whole number of microseconds, not {words(value)}")
+        must = "must be a whole number of microseconds above 0"
+        raise InvalidInput(f"the parameter 'timeout' {must}, not {words(value)}")
     return value / 1e6
 
 
@@ -128,8 +129,9 @@ def _wanted(outputs, binary: bool) -> tuple[Wanted, ...]:
     names = [output.get("name") for output in outputs if isinstance(output, dict)] if short else []
     named = short and len(names) == len(outputs) and all(isinstance(name, str) and name in OUTPUTS for name in names)
     if not named or len(set(names)) != len(names):
+        wrong = next((f", not {words(name)}" for name in names if not (isinstance(name, str) and name in OUTPUTS)), "")
         raise InvalidInput(
-            f"`outputs` must be a list of objects whose `name` is one of {', '.join(OUTPUTS)}, each at most once"
+            f"`outputs` must be a list of objects whose `name` is one of {', '.join(OUTPUTS)}{wrong}, each at most once"
         )
     wanted = []
     for output in outputs:
@@ -139,14 +141,17 @@ def _wanted(outputs, binary: bool) -> tuple[Wanted, ...]:
 
 
 def _tensor(tensor: dict, raw, shape: tuple[int, int, int], max_batch: int, text: bytes) -> Tensor:
-    if tensor.get("name") != INPUT:
-        raise InvalidInput(f"the model has no input {words(tensor.get('name'))}: its input is {INPUT!r}")
-    datatype = tensor.get("datatype")
+    lacking = [f"`{key}`" for key in ("name", "datatype", "shape") if key not in tensor]
+    if lacking:
+        raise InvalidInput(f"the input has no {' and no '.join(lacking)}: send {_example(shape)}")
+    if tensor["name"] != INPUT:
+        raise InvalidInput(f"the model has no input {words(tensor['name'])}: its input is {INPUT!r}")
+    datatype = tensor["datatype"]
     if not isinstance(datatype, str) or datatype not in DATATYPES:
         raise InvalidInput(
             f"datatype {words(datatype)} is not taken: send FP32 in [0, 1] (or FP16, FP64), or UINT8 from 0 to 255"
         )
-    declared = _declared_shape(tensor.get("shape"), shape, max_batch)
+    declared = _declared_shape(tensor["shape"], shape, max_batch)
     size = _object(tensor.get("parameters"), "the input's `parameters`").get("binary_data_size")
     if size is None:
         if raw is not None and len(raw):
@@ -163,9 +168,19 @@ def _tensor(tensor: dict, raw, shape: tuple[int, int, int], max_batch: int, text
     return torch.from_numpy(from_raw(raw, declared, datatype))
 
 
+def _example(shape: tuple[int, int, int]) -> str:
+    return f'"name": "{INPUT}", "datatype": "FP32", "shape": {_right(shape)} and the pixels as "data"'
+
+
+def _right(shape: tuple[int, int, int]) -> str:
+    return f"[N, {shape[0]}, {shape[1]}, {shape[2]}]"
+
+
 def _declared_shape(declared, shape: tuple[int, int, int], max_batch: int) -> list[int]:
-    right = f"[N, {shape[0]}, {shape[1]}, {shape[2]}]"
+    right = _right(shape)
     whole = isinstance(declared, list) and all(type(size) is int for size in declared)
+    if isinstance(declared, list) and not whole:
+        raise InvalidInput(f"shape {words(declared)} must hold whole numbers: the model takes {right}")
     if not whole or len(declared) != 4 or tuple(declared[1:]) != shape:
         what = words(declared) if whole else kind(declared)
         hint = ""

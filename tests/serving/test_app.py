@@ -188,6 +188,12 @@ def test_no_body_is_our_fault(limited, content):
     assert limited.status()["requests"]["failed"] == 0
 
 
+def test_too_little_time_is_not_called_a_queue(limited):
+    got = limited.client.post(INFER, json=tensor() | {"parameters": {"timeout": 1}})
+    assert got.status_code == 429
+    assert "shorter than an answer takes" in got.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("error", "status", "says"),
     [(MemoryError(), 413, "fewer inputs"), (RecursionError(), 400, "deeply"), (OverflowError(), 400, "too large")],

@@ -19,6 +19,12 @@ def body(**changes) -> bytes:
     return json.dumps(message).encode()
 
 
+def lacking(key: str) -> bytes:
+    message = json.loads(body())
+    del message["inputs"][0][key]
+    return json.dumps(message).encode()
+
+
 def decode(raw: bytes):
     return protocol.decode(raw, SHAPE, max_batch=4)
 
@@ -60,7 +66,17 @@ def test_pixels_arrive_exactly(nested, datatype):
         (body(tensor={"shape": [2, 64]}), r"\[N, 1, 8, 8\]"),
         (body(tensor={"shape": [2, 1, 28, 28]}), r"\[N, 1, 8, 8\]"),
         (body(tensor={"shape": "2"}), r"\[N, 1, 8, 8\]"),
-        (body(tensor={"shape": [2.0, 1, 8, 8]}), r"\[N, 1, 8, 8\]"),
+        (body(tensor={"shape": [2.0, 1, 8, 8]}), r"shape \[2.0, 1, 8, 8\] must hold whole numbers: .*\[N, 1, 8, 8\]"),
+        (body(tensor={"shape": [True, 1, 8, 8]}), r"\[True, 1, 8, 8\] must hold whole numbers"),
+        (body(inputs=[{}]), "the input has no `name` and no `datatype` and no `shape`: send"),
+        (lacking("name"), 'the input has no `name`: send "name": "input"'),
+        (lacking("datatype"), "the input has no `datatype`: send"),
+        (lacking("shape"), r"the input has no `shape`: send .*\[N, 1, 8, 8\]"),
+        (body(outputs=[{"name": "label"}, {"name": "colour"}]), "not 'colour', each at most once"),
+        (body(parameters={"timeout": 0}), "whole number of microseconds above 0, not 0"),
+        (body(tensor={"datatype": "UINT8", "data": [3] * 127 + [256]}), "from 0 to 255, not 256"),
+        (body(tensor={"datatype": "UINT8", "data": [3] * 127 + [-1]}), "from 0 to 255, not -1"),
+        (body(tensor={"datatype": "UINT8", "data": [3] * 127 + [0.5]}), "from 0 to 255, not 0.5"),
         (body(tensor={"shape": [0, 1, 8, 8], "data": []}), "1 to 4 inputs, not 0"),
         (body(tensor={"shape": [5, 1, 8, 8]}), "1 to 4 inputs, not 5"),
         (body(tensor={"data": [0.5] * 127}), "127 numbers"),
