@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -16,9 +18,9 @@ TOO_MUCH = {
     RecursionError: (400, "the request is nested too deeply"),
     OverflowError: (400, "the request holds a number that is too large"),
 }
-
-_MOST_FAULTS = 5     # of one body that an error names
+_MOST_FAULTS = 5   # of one body that an error names
 _MOST_OF_A_NAME = 60   # characters of a field's name, which may be the client's own
+_MOST_OF_A_PATH = 200
 
 
 def add_errors(app: FastAPI) -> None:
@@ -31,8 +33,7 @@ async def _explain(request: Request, error: Exception) -> JSONResponse:
     headers = None
     if isinstance(error, HTTPException):
         status, text, headers = error.status_code, str(error.detail), error.headers
-        if status == 413:
-            text = "the body is over the limit: send fewer inputs a request"
+        text = _routing(request, error) or text
     elif isinstance(error, RequestValidationError):
         status, text = 400, _faults(request, error.errors())
     elif isinstance(error, ServingError):
@@ -42,6 +43,18 @@ async def _explain(request: Request, error: Exception) -> JSONResponse:
     else:
         status, text = 400, str(error)
     return JSONResponse({"error": text}, status, headers)
+
+
+def _routing(request: Request, error: HTTPException) -> str | None:
+    """The framework's own refusals in our words."""
+    root = request.scope.get("root_path", "")
+    path = (root + request.scope["path"])[:_MOST_OF_A_PATH]
+    if error.status_code == 404 and error.detail == HTTPStatus.NOT_FOUND.phrase:
+        return f"there is nothing at {path}: {root}/docs lists what there is"
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return f"{path} does not take {request.method[:_MOST_OF_A_NAME]}: it takes {allowed}"
+    return "the body is over the limit: send fewer inputs a request" if error.status_code == 413 else None
 
 
 def _faults(request: Request, faults) -> str:

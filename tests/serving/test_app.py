@@ -95,7 +95,7 @@ def tensor(**changes) -> dict:
         (INFER, b" " * 5000, 413, "limit"),
         ("/v2/models/letters/infer", json.dumps(tensor()), 404, "letters"),
         ("/v2/models/letters/image", b"x", 404, "digits"),
-        ("/v2/models/digits/nonsense", b"x", 404, "Not Found"),
+        ("/v2/models/digits/nonsense", b"x", 404, "there is nothing at /v2/models/digits/nonsense: /docs"),
         (IMAGE, b"", 400, "empty"),
         (IMAGE, picture(torch.zeros(1, 8, 8))[:-20], 400, "truncated"),
         (IMAGE, picture(torch.zeros(1, 9, 9)), 400, "exactly 8x8"),
@@ -186,6 +186,21 @@ def test_no_body_is_our_fault(limited, content):
     assert (got.status_code, list(got.json())) == (400, ["error"]), got.text
     assert time.monotonic() - began < 2
     assert limited.status()["requests"]["failed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "says"),
+    [
+        ("GET", INFER, "/v2/models/digits/infer does not take GET: it takes POST"),
+        ("DELETE", "/status", "/status does not take DELETE: it takes GET"),
+        ("PUT", FEEDBACK, "/v2/models/digits/feedback does not take PUT: it takes POST"),
+    ],
+)
+def test_another_method_is_told_the_right_one(limited, method, path, says):
+    got = limited.client.request(method, path)
+    assert got.status_code == 405
+    assert says in got.json()["error"]
+    assert got.headers["allow"] in says
 
 
 def test_too_little_time_is_not_called_a_queue(limited):
