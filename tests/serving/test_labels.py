@@ -1,6 +1,8 @@
 """Feedback, the policy for flagged inputs, and the quarantine."""
 
 import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -131,10 +133,22 @@ def test_a_request_is_found_under_the_id_that_its_client_chose(live, light, sent
     got = running.client.post("/v2/models/digits/infer", json={"id": sent, "inputs": [tensor]},
                               headers={"x-request-id": "trace-1"})
     assert (got.json()["id"], got.headers["x-request-id"]) == (sent or "trace-1", "trace-1")
+    running.status()   # returns once the answer is remembered, which may be after it went out
     names = [got.json()["id"], got.headers["x-request-id"]]
     for name, counted in zip(names if by == "id" else reversed(names), (1, 0), strict=True):
         answer = running.client.post(FEEDBACK, json={"feedback": [{"request_id": name, "labels": [1]}]}).json()
         assert (answer["counted"], answer["unknown"]) == (counted, 1 - counted)
+
+
+def test_the_documented_requests_get_the_documented_answers(live, registry):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text()
+    running = live(registry, verdict_detail="rounded")
+    for path, headers in (("infer", {}), ("feedback", {"content-type": "application/json"})):
+        example = rf"curl localhost:8080(/v2/models/digits/{path}) .*?-d '(.*?)'\n\n    (.*?)\n\n"
+        found = re.search(example, page, re.DOTALL)
+        got = running.client.post(found[1], content=found[2], headers=headers)
+        assert got.json() == json.loads(found[3])
+        running.status()   # returns once the answer is remembered, which may be after it went out
 
 
 def flag(running, monkeypatch, rows: list[int]) -> None:
