@@ -1,11 +1,14 @@
 """The command: help for everything, one clear line and exit code 2 for a user's mistake."""
 
 import os
+import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from pipelines.cli import main
 from redoubt.bundle import write_bundle
 from redoubt.registry import Registry
 
@@ -16,6 +19,24 @@ COMMANDS = ["run", "drill", "serve", "attack", "models", "promote", "rollback", 
 def redoubt(*arguments, home=None):
     return subprocess.run([sys.executable, "-m", "pipelines.cli", *arguments], capture_output=True, text=True,
                           timeout=120, env=os.environ | ({"REDOUBT_HOME": str(home)} if home else {}))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """As `redoubt`, in this process: a start costs seconds, most of them MLflow's."""
+    monkeypatch.setenv("REDOUBT_HOME", str(tmp_path))
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["redoubt", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return SimpleNamespace(returncode=ended.value.code or 0, stdout=said.out, stderr=said.err)
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_help_names_every_command():
@@ -94,7 +115,7 @@ def test_a_corrupt_data_file_is_the_users_mistake(tmp_path):
     assert "bad.npz cannot be read" in done.stdout.replace("\n", " ")
 
 
-def test_versions_promotion_and_rollback(tmp_path, digits_model):
+def test_versions_promotion_and_rollback(tmp_path, digits_model, here):
     registry = Registry(f"sqlite:///{tmp_path / 'mlflow.db'}", "redoubt")
     bundle = write_bundle(tmp_path / "b", digits_model, classes=list("0123456789"), threats=())
     for _ in range(2):
@@ -103,23 +124,23 @@ def test_versions_promotion_and_rollback(tmp_path, digits_model):
     refused = redoubt("promote", "2", home=tmp_path)
     assert refused.returncode == 3
     assert "the gate has not judged it" in refused.stderr
-    assert redoubt("promote", "redoubt", "2", "--override", "tried by hand", home=tmp_path).returncode == 0
+    assert here("promote", "redoubt", "2", "--override", "tried by hand").returncode == 0
     assert registry.champion().number == 2
-    assert "tried by hand" in redoubt("models", "show", "2", home=tmp_path).stdout
-    assert redoubt("rollback", home=tmp_path).returncode == 0
+    assert "tried by hand" in here("models", "show", "2").stdout
+    assert here("rollback").returncode == 0
     assert registry.champion().number == 1
-    listed = redoubt("models", "list", home=tmp_path).stdout.splitlines()
+    listed = here("models", "list").stdout.splitlines()
     assert ["rolled back" in next(line for line in listed if f"│ {n} " in line) for n in (1, 2)] == [False, True]
-    mistyped = redoubt("models", "list", "--model", "redoutb", home=tmp_path)
+    mistyped = here("models", "list", "--model", "redoutb")
     assert (mistyped.returncode, mistyped.stderr) == (
         2, "redoubt: no versions of 'redoutb' yet: there is redoubt (--model)\n")
     why = "a reason that is a good deal longer than what fits into a window of eighty characters, to its very end"
-    again = redoubt("rollback", "redoubt", home=tmp_path)
+    again = here("rollback", "redoubt")
     assert (again.returncode, "rolled back from: 2" in again.stderr) == (2, True)
-    assert "tried by hand" in redoubt("models", "history", home=tmp_path).stdout
-    assert redoubt("promote", "7", home=tmp_path).returncode == 2
-    assert redoubt("promote", "2", "--override", why, home=tmp_path).returncode == 0
-    assert why in redoubt("models", "history", home=tmp_path).stdout, "in a pipe nothing is cut"
+    assert "tried by hand" in here("models", "history").stdout
+    assert here("promote", "7").returncode == 2
+    assert here("promote", "2", "--override", why).returncode == 0
+    assert why in here("models", "history").stdout, "in a pipe nothing is cut"
 
 
 @pytest.mark.parametrize("command", [
