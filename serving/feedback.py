@@ -22,11 +22,12 @@ _LONG = 128        # characters of a name that is kept as it is; of a longer one
 
 @dataclass(eq=False, slots=True)
 class _Answer:
-    """What one request was answered with, and the names under which it is found."""
+    """What one request was answered with, and the names under which it is found; `chosen` are ids of its body."""
 
     client: str
     key: str
     predicted: np.ndarray
+    chosen: tuple[str | bytes, ...]
     names: set[str | bytes] = field(default_factory=set)
 
 
@@ -37,7 +38,8 @@ class Feedback:
     same sequential test as the detector's verdicts: it may be looked at after every label.
 
     Clients choose their ids: one that a client used again names the newest of its requests, and one that two clients
-    used is nobody's, for one could otherwise answer for the other.
+    used is nobody's, for one could otherwise answer for the other. An id of the body, such as 1, is easily
+    guessed, and so only the client itself and who asks for no predictions may label by it.
 
     Args:
         capacity: inputs whose predictions are remembered; the oldest go first.
@@ -67,8 +69,12 @@ class Feedback:
             self._begin_afresh()
 
     def remember(self, names: tuple[str, ...], client: str, loaded: LoadedModel, labels: np.ndarray) -> None:
-        """One request was answered with these classes, [N]; it is found under each of its names."""
-        answer = _Answer(client, loaded.key, labels.astype(np.uint16))
+        """One request was answered with these classes, [N].
+
+        Args:
+            names: the request's id as the header has it, then any that its body chose; it is found under each.
+        """
+        answer = _Answer(client, loaded.key, labels.astype(np.uint16), tuple(map(_short, names[1:])))
         with self._lock:
             for name in map(_short, names):
                 known = name in self._answers
@@ -89,8 +95,11 @@ class Feedback:
             self._held -= 0 if answer.names else len(answer.predicted)
         return answer
 
-    def take(self, request_id: str, labels: list[int | None]) -> str:
+    def take(self, request_id: str, labels: list[int | None], by: str | None = None) -> str:
         """The true classes of a request's inputs; None for one that is not known. Each request counts once.
+
+        Args:
+            by: the client that sends them; None for one that asks for no predictions and labels those of all.
 
         Returns:
             `counted`, `unknown` (no such request, too old, or labelled before) or `stale` (another version answered).
@@ -99,8 +108,11 @@ class Feedback:
             InvalidInput: when the labels do not fit the request.
         """
         with self._lock:
-            found = self._answers.get(_short(request_id))
+            name = _short(request_id)
+            found = self._answers.get(name)
             if found is None or self._loaded is None:
+                return "unknown"
+            if name in found.chosen and by not in (None, found.client):
                 return "unknown"
             predicted = found.predicted
             classes = len(self._loaded.bundle.classes)
@@ -108,8 +120,8 @@ class Feedback:
                 raise InvalidInput(f"request {request_id[:_LONG]!r} had {len(predicted)} inputs, not {len(labels)}")
             if any(label is not None and not 0 <= label < classes for label in labels):
                 raise InvalidInput(f"a label is a class from 0 to {classes - 1}, or null")
-            for name in tuple(found.names):
-                self._drop(name)
+            for other in tuple(found.names):
+                self._drop(other)
             if found.key != self._loaded.key:
                 return "stale"
             for label, said in zip(labels, predicted.tolist(), strict=True):

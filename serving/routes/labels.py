@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.routes.schemas import BODY_PROBLEMS
@@ -40,12 +40,15 @@ def label_routes(server: Server) -> APIRouter:
     routes = APIRouter(responses=BODY_PROBLEMS, tags=["feedback"])
 
     @routes.post("/v2/models/{name}/feedback")
-    def feedback(name: str, body: FeedbackBody) -> FeedbackAnswer:
-        """Delayed labels by request id: the answer's `id` or its header X-Request-Id, either of them."""
+    def feedback(request: Request, name: str, body: FeedbackBody) -> FeedbackAnswer:
+        """Delayed labels by request id: the answer's header X-Request-Id, or its `id`. An id that the request's body
+        chose is found for the client that asked, and for keys without the role `predict`."""
         server.check_name(name)
+        principal = request.scope["state"]["principal"]
+        by = principal.name if "predict" in principal.roles else None
         results = {"counted": 0, "unknown": 0, "stale": 0}
         for row in body.feedback:
-            result = server.feedback.take(row.request_id, row.labels)
+            result = server.feedback.take(row.request_id, row.labels, by)
             results[result] += 1
             server.metrics.feedback.labels(result).inc()
         return FeedbackAnswer(**results)

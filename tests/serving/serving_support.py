@@ -19,6 +19,7 @@ from redoubt.threat import ThreatModel
 from serving.ledger import SqliteLedger
 from serving.model import LoadedModel
 from serving.problems import Problems
+from serving.security import KeyStore, new_key
 from serving.watch import Watch
 
 CHILD = Path(__file__).with_name("child.py")
@@ -31,6 +32,19 @@ def wait_until(condition, seconds: float = 10.0, what: str = "the condition"):
         assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
         time.sleep(0.02)
     return value
+
+
+def keyed(home, **names) -> dict[str, str]:
+    """A key for each name, with the roles given."""
+    store, tokens = KeyStore(home / "keys.json"), {}
+    for name, roles in names.items():
+        tokens[name], entry = new_key(name, tuple(roles.split()))
+        store.add(entry)
+    return tokens
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
 
 
 @dataclass

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from serving_support import wait_until
+from serving_support import bearer, keyed, wait_until
 
 from redoubt.errors import InvalidInput
 from serving.feedback import Feedback
@@ -82,6 +82,31 @@ def test_nobody_labels_anothers_request_by_its_id(feedback):
     feedback.remember(("e2", "made"), "eve", feedback._loaded, np.array([2]))
     assert feedback.take("mine", [2]) == feedback.take("made", [2]) == "unknown"
     assert feedback.take("e1", [2]) == feedback.take("e2", [2]) == "counted"
+
+
+def test_an_id_of_the_body_is_its_clients_and_labellers(feedback):
+    for i, (name, by, says) in enumerate([
+        ("1", "eve", "unknown"), ("1", "ann", "counted"), ("1", None, "counted"), ("made", "eve", "counted"),
+        ("9" * 500, "eve", "unknown"), ("9" * 500, "ann", "counted"),
+    ]):
+        feedback.on_model(feedback._loaded)
+        feedback.remember(("made", "1", "9" * 500), "ann", feedback._loaded, np.array([i]))
+        assert feedback.take(name, [i], by) == says
+
+
+def test_one_key_cannot_guess_anothers_request(live, light, settings):
+    home = settings().home
+    home.mkdir()
+    keys = keyed(home, ann="predict feedback", eve="predict feedback", labeller="feedback")
+    running = live(light, keys_file=home / "keys.json")
+    tensor = {"name": "input", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}
+    body = {"feedback": [{"request_id": "1", "labels": [1]}]}
+    for name, counted in (("eve", 0), ("ann", 1), ("labeller", 1)):
+        asked = {"id": "1", "inputs": [tensor]}
+        running.client.post("/v2/models/digits/infer", json=asked, headers=bearer(keys["ann"]))
+        running.server.engine.batcher.settle()
+        got = running.client.post(FEEDBACK, json=body, headers=bearer(keys[name])).json()
+        assert (got["counted"], got["unknown"]) == (counted, 1 - counted)
 
 
 def test_requests_with_two_names_take_no_more_room(feedback):

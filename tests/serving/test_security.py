@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from serving_support import wait_until
+from serving_support import bearer, keyed, wait_until
 
 from redoubt.errors import InvalidInput
 from serving.__main__ import main
@@ -14,19 +14,6 @@ from serving.problems import Busy, Forbidden, Unauthorized
 from serving.security import Access, KeyStore, needed_role, new_key
 from serving.security.limits import RateLimits
 from serving.telemetry.logs import redact
-
-
-def keyed(home, **names) -> dict[str, str]:
-    """A key for each name, with the roles given."""
-    store, tokens = KeyStore(home / "keys.json"), {}
-    for name, roles in names.items():
-        tokens[name], entry = new_key(name, tuple(roles.split()))
-        store.add(entry)
-    return tokens
-
-
-def bearer(token: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {token}"}
 
 
 def test_the_file_holds_no_key_and_is_its_owners_alone(tmp_path):
