@@ -112,7 +112,7 @@ def test_a_corrupt_data_file_is_the_users_mistake(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"not an archive")
     done = redoubt("run", "--dataset", f"npz:{tmp_path / 'bad.npz'}", home=tmp_path)
     assert done.returncode == 2
-    assert "bad.npz cannot be read" in done.stdout.replace("\n", " ")
+    assert "bad.npz is no .npz file" in done.stdout.replace("\n", " ")
 
 
 def test_versions_promotion_and_rollback(tmp_path, digits_model, here):

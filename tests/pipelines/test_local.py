@@ -72,7 +72,7 @@ def test_a_corrupt_data_file_fails_the_run_with_its_reason(tmp_path):
     result = local.follow(process, folder)
     assert result.status == "failed"
     assert result.reason.startswith("prepare_data: ")
-    assert "bad.npz cannot be read" in result.reason
+    assert "bad.npz is no .npz file" in result.reason
 
 
 def run_request(folder):
