@@ -3,7 +3,7 @@
 Verdicts are drawn at random. Clean traffic is flagged exactly at the null rate, the worst that the bound allows. Run
 lengths are simulated for thresholds small enough to be reached, and 100 chains of a million inputs run at the default
 of 10^8: each raises a false alarm with a probability of at most 1 %. Delays are those at attack shares of 100 % and 5
-%, for detectors that see 60 % or 95 % of attacked inputs.
+%, for detectors that see 60, 95 or 99 % of attacked inputs and flag clean ones at three quarters of the bound.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import numpy as np
 from benchmarks.common import Report, arguments, table
 from redoubt.detection import Monitor
 
-NULL_RATES = (0.01, 0.02)
+NULL_RATES = (0.01, 0.0159, 0.02)   # the middle one is what Fashion-MNIST's calibration pictures allow
+REALISED = 0.75   # of the bound is what clean inputs are flagged at; 0.0104 to 0.0141 of 0.0159 were measured
+SEEN = (0.6, 0.95, 0.99)
 ARL = 1e8
 
 
@@ -78,13 +80,13 @@ def main() -> int:
     report.say(f"\n{table(('null rate', 'chains', 'inputs each', 'false alarms at 1e+08'), alarms)}")
     delays = []
     for null_rate in NULL_RATES:
-        for seen in (0.6, 0.95):
+        for seen in SEEN:
             for share, limit in ((1.0, 20), (0.05, 500)):
-                flagged = share * seen + (1 - share) * null_rate / 2   # clean inputs are flagged less than the bound
+                flagged = share * seen + (1 - share) * null_rate * REALISED
                 lengths = run_lengths(Monitor(null_rate, arl=ARL), flagged, 500, 20_000, random)
                 median, late = float(np.median(lengths)), float(np.quantile(lengths, 0.95))
                 delays.append((null_rate, seen, share, median, late))
-                best = (null_rate, seen) == (NULL_RATES[0], 0.95)   # a trickle asks for a good detector
+                best = seen == SEEN[-1] and null_rate < NULL_RATES[-1]   # a trickle asks for a good detector
                 report.require(median <= limit or (share < 1 and not best),
                                f"null rate {null_rate}, {seen:.0%} seen, {share:.0%} attacks: median {median:.0f} "
                                f"inputs, {limit} are allowed")
