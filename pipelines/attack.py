@@ -13,7 +13,7 @@ from pipelines.home import check_there
 from pipelines.traffic import Served, accuracy_of, adversarial
 from redoubt.attacks import ATTACKS
 from redoubt.data import load_source, prepare
-from redoubt.errors import RedoubtError, RegistryError, one_of
+from redoubt.errors import InvalidInput, RedoubtError, RegistryError, one_of
 from redoubt.registry import Registry
 from redoubt.threat import ThreatModel
 
@@ -31,10 +31,13 @@ def attack_served(
         The exit code: 0, or 1 when a request failed.
 
     Raises:
+        InvalidInput: for an unknown attack, or an address that is none.
         RegistryError: when there is no champion to take the weights from.
         RedoubtError: when nothing answers at `url`.
     """
     one_of(attack, (*ATTACKS, "none"), "attack")
+    if not url.startswith(("http://", "https://")):
+        raise InvalidInput(f"--url must begin with http:// or https://, such as http://127.0.0.1:8080, not {url!r}")
     client = Served(url, model_name)
     if not client.is_ready():
         raise RedoubtError(f"no model {model_name!r} is ready at {url}: start one with `redoubt serve`")

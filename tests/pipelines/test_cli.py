@@ -53,6 +53,7 @@ def test_help_names_every_command():
     (["drill", "--attack", "magic"], "unknown attack 'magic'"),
     (["drill", "--epsilon", "0"], "above 0"),
     (["attack", "--epsilon", "-1"], "above 0"),
+    (["attack", "--url", "127.0.0.1:8080"], "must begin with http://"),
     (["run", "--dataset", "npz:/no/such.npz"], "no such file"),
     (["drill", "--dataset", "folder:/no/such"], "no such folder"),
     (["run", "--model", "it's"], "model name"),
