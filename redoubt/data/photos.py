@@ -12,8 +12,8 @@ import numpy as np
 
 from redoubt.errors import InvalidInput
 
-SIZE, STRIDE, BLOCK, GAP = 32, 8, 64, 32   # pixels: a patch, from one to the next, a block of patches, between blocks
-MOST_BLOCKS = 40                           # of one photograph, so that large ones do not rule
+SIZE, STRIDE, BLOCK, GAP = 32, 4, 48, 32   # pixels: a patch, from one to the next, a block of patches, between blocks
+MOST_BLOCKS = 60                           # of one photograph, so that large ones do not rule
 PHOTOGRAPHS = {
     "china": "sklearn", "flower": "sklearn", "astronaut": "skimage", "chelsea": "skimage", "coffee": "skimage",
     "hubble_deep_field": "skimage", "ihc": "skimage", "motorcycle_left": "skimage", "retina": "skimage",

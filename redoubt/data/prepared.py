@@ -97,12 +97,20 @@ def prepare(
 
 
 def _shuffled(source: Source, seed: int) -> np.ndarray:
-    """Row numbers in random order; those of one group follow each other."""
+    """Row numbers in random order.
+
+    Those of one group follow each other, and the groups of a class lie spread evenly: a split holds its share of them,
+    where that is a whole group or more.
+    """
     random = np.random.default_rng(seed)
     if source.groups is None:
         return random.permutation(len(source.train_labels))
-    place = random.permutation(source.groups.max() + 1)[source.groups]
-    return np.argsort(place, kind="stable")
+    names, first, which = np.unique(source.groups, return_index=True, return_inverse=True)
+    place = np.empty(len(names))
+    for label in np.unique(source.train_labels[first]):
+        of_class = np.flatnonzero(source.train_labels[first] == label)
+        place[random.permutation(of_class)] = (np.arange(len(of_class)) + random.random(len(of_class))) / len(of_class)
+    return np.argsort(place[which], kind="stable")
 
 
 def _whole_groups(source: Source, order: np.ndarray, cut: int) -> int:

@@ -20,7 +20,7 @@ from redoubt.detection.verdicts import Strength, Verdicts
 from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet, measures
 from redoubt.errors import ArtifactError, InvalidInput
 
-FORMAT = 5
+FORMAT = 6
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 SIZES = (1, 4, 16, 32)           # campaign sizes at which intervals are calibrated
 LEVELS = (0.01, 0.05, 0.95, 0.99)   # quantiles of the scaled error, kept for each norm and size

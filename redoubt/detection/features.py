@@ -19,7 +19,7 @@ _LOWEST, _HIGHEST = math.log(0.003), math.log(0.8)   # centres of the first and 
 
 def feature_count(channels: int) -> int:
     """How many features `features` gives for pictures of so many channels."""
-    return (BINS + 1) * (6 if channels > 1 else 5)
+    return (BINS + 1) * (9 if channels > 1 else 8)
 
 
 def features(x: Tensor) -> Tensor:
@@ -47,6 +47,10 @@ def neighbours_median(padded: Tensor) -> Tensor:
 def _differences(x: Tensor) -> list[Tensor]:
     residual = x - neighbours_median(F.pad(x, (1, 1, 1, 1), mode="replicate"))
     parts = [x, 1 - x, (x[..., 1:] - x[..., :-1]).abs(), (x[..., 1:, :] - x[..., :-1, :]).abs(), residual.abs()]
+    half, quarter = F.avg_pool2d(x, 2, ceil_mode=True), F.avg_pool2d(x, 4, ceil_mode=True)
+    parts.append((half - neighbours_median(F.pad(half, (1, 1, 1, 1), mode="replicate"))).abs())
+    parts += [torch.cat([(small[..., 1:] - small[..., :-1]).abs().flatten(1),
+                         (small[..., 1:, :] - small[..., :-1, :]).abs().flatten(1)], 1) for small in (half, quarter)]
     if x.shape[1] > 1:
         parts.append((residual - residual.roll(1, dims=1)).abs())
     return parts

@@ -19,9 +19,10 @@ from redoubt.detection.flagged import flagged_blocks, flagged_measures
 from redoubt.detection.group_calibration import calibrate_groups
 from redoubt.detection.networks import Scorer, StrengthNet
 from redoubt.detection.probability import calibrate_probability
-from redoubt.detection.rehearsal import KINDS, Rehearsal, fit_surrogate, rehearse_all
+from redoubt.detection.rehearsal import KINDS, Rehearsal, rehearse_all
 from redoubt.detection.scoring import CLEAN, RANDOM, Examples, conformal_threshold, fit_scorer, harmless, score
 from redoubt.detection.strength import HARMLESS, Rehearsed, calibrate, fit_strength
+from redoubt.detection.surrogates import fit_surrogates
 from redoubt.detection.witness import Witness, bet, calibrate_witness, fit_witness
 from redoubt.errors import InvalidInput
 
@@ -48,12 +49,12 @@ class FitConfig:
         noise: pictures under each kind and amount of harmless change, of which the model is asked about half at most.
     """
 
-    blocks: int = 720
-    block_size: int = 32
+    blocks: int = 1440
+    block_size: int = 16
     linf: tuple[float, float] = (0.01, 0.45)
     l2: tuple[float, float] = (0.01, 0.15)
-    score_steps: int = 800
-    strength_steps: int = 1500
+    score_steps: int = 1600
+    strength_steps: int = 2500
     noise: int = 192
     smallest: int = 16
 
@@ -69,7 +70,7 @@ class FitConfig:
         if next(model.parameters()).device.type == "cpu" and sum(w.numel() for w in model.parameters()) > _LARGE:
             config = cls(blocks=96, block_size=16, strength_steps=700, noise=32)
         else:
-            config = cls() if len(x) >= 1000 else cls(blocks=360, strength_steps=700, score_steps=400)
+            config = cls() if len(x) >= 1000 else cls(blocks=720, strength_steps=1200, score_steps=800)
         room = int(_MEMORY / (2 * x[0].numel() * config.block_size) * 3 / 4)   # L2 adds a third
         return replace(config, blocks=max(8 * len(KINDS), min(config.blocks, room)))
 
@@ -115,10 +116,10 @@ def fit(
     config = config or FitConfig.suited_to(model, x)
     twin = copy.deepcopy(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
-    surrogate = fit_surrogate(twin, x, seed=seed)
-    report("surrogate")
+    surrogates = fit_surrogates(twin, x, seed=seed)
+    report("surrogates")
     ranges = _ranges(x, levels, config)
-    practise = partial(rehearse_all, twin, surrogate, size=config.block_size, levels=levels)
+    practise = partial(rehearse_all, twin, surrogates, size=config.block_size, levels=levels)
     rehearsal = practise(x, y, plans=_plans(config.blocks, ranges), asks=x.shape[-1] >= config.smallest, seed=seed)
     report("rehearsal")
     generator, room = torch.Generator().manual_seed(seed), int(_MEMORY / (2 * x[0].numel() * len(BENIGN)))
@@ -208,7 +209,7 @@ def _witness(attacked: Tensor, learned: dict, held_out: dict, seed: int) -> tupl
         learned, held_out: the same of harmlessly changed pictures, by kind and amount, to learn from and to
             calibrate with.
     """
-    witness = fit_witness(attacked, torch.cat(list(learned.values())), seed=seed)
+    witness = fit_witness(attacked, learned, seed=seed)
     calibrate_witness(witness, held_out, NOISE)
     gain = bet(witness.testimony(attacked)).item() / len(attacked)
     return witness, {"bias": witness.bias.item(), "further": witness.further.item(), "gain": gain}

@@ -93,19 +93,21 @@ class _Stack(nn.Module):
 class StrengthNet(nn.Module):
     """Mean evidence of a campaign to the logarithm of epsilon: a deep set with a mean as its pooling.
 
-    Source of the shape: Zaheer et al. 2017, arXiv 1703.06114. Several heads share the projection; head k learns from
-    all rehearsed blocks but those of fold k, so that it can be judged on these (the cross-conformal idea of Vovk 2015).
+    Source of the shape: Zaheer et al. 2017, arXiv 1703.06114. Several heads share the projection; those of fold k learn
+    from all rehearsed blocks but its own, so that they can be judged on these (the cross-conformal idea of Vovk 2015).
+    A fold speaks as the mixture of its `members` (deep ensembles: Lakshminarayanan et al. 2017, arXiv 1612.01474).
     """
 
-    def __init__(self, count: int, *, hidden: int = 128, folds: int = 4):
+    def __init__(self, count: int, *, hidden: int = 128, folds: int = 4, members: int = 2):
         super().__init__()
-        self.folds = folds
+        self.folds, self.members = folds, members
+        heads = folds * members
         self.register_buffer("mean", torch.zeros(count))
         self.register_buffer("scale", torch.ones(count))
         self.project = nn.Linear(count, PIXELS - 1)
         self.heads = nn.Sequential(
-            _Stack(folds, PIXELS + 1, hidden), nn.GELU(), _Stack(folds, hidden, hidden), nn.GELU(),
-            _Stack(folds, hidden, 2 * len(NORMS) + 2),
+            _Stack(heads, PIXELS + 1, hidden), nn.GELU(), _Stack(heads, hidden, hidden), nn.GELU(),
+            _Stack(heads, hidden, 2 * len(NORMS) + 2),
         )
 
     def inputs(self, features: Tensor, logit: Tensor) -> Tensor:
@@ -127,14 +129,20 @@ class StrengthNet(nn.Module):
             n: inputs behind each mean, [B].
 
         Returns:
-            For each head: ln(epsilon) in each norm's unit and its standard deviation, both [folds, B, norms], and two
-            logits, [folds, B, 2]: that the norm is L2, and that the changes are harmless.
+            For each fold: ln(epsilon) in each norm's unit and its standard deviation, both [folds, B, norms], and two
+            logits, [folds, B, 2]: that the norm is L2, and that the changes are harmless. While learning, the same for
+            each head, [members x folds, ...], of which head h belongs to fold h % folds.
         """
         size = n.clamp(1, 64).log().unsqueeze(-1) / math.log(64)
-        out = self.heads(torch.cat([pooled, size], -1).expand(self.folds, -1, -1))
+        out = self.heads(torch.cat([pooled, size], -1).expand(self.folds * self.members, -1, -1))
         norms = len(NORMS)
-        centre, spread = out[..., :norms] - 2, out[..., norms : 2 * norms]
-        return centre, (spread.clamp(-5, 3) - 1).exp(), out[..., 2 * norms :]
+        centre, spread, logits = out[..., :norms] - 2, out[..., norms : 2 * norms], out[..., 2 * norms :]
+        spread = (spread.clamp(-5, 3) - 1).exp()
+        if self.training:
+            return centre, spread, logits
+        centre, spread, logits = (part.unflatten(0, (self.members, self.folds)) for part in (centre, spread, logits))
+        variance = spread.square().mean(0) + centre.var(0, unbiased=False)
+        return centre.mean(0), variance.sqrt(), logits.mean(0)
 
 
 def widen(centre: Tensor, spread: Tensor, levels: int) -> Tensor:

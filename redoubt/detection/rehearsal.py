@@ -7,22 +7,21 @@ a campaign looks like from the receiving end. The training traffic never enters;
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redoubt.attacks import fgsm, momentum_pgd, on_lattice, pgd
+from redoubt.attacks import fgsm, momentum_pgd, on_lattice, pgd, shaped
 from redoubt.detection.features import features
 from redoubt.detection.scoring import NEAR, Examples
 from redoubt.detection.witness import MEASURES, measured
 from redoubt.threat import ThreatModel
 from redoubt.training.loop import use_bfloat16
 
-ASKED = 8   # inputs of each attack block that the model is asked about
-KINDS = ("fgsm", "step", "pgd", "climb", "momentum", "transfer")
+ASKED = 4   # inputs of each attack block that the model is asked about
+KINDS = ("fgsm", "step", "pgd", "climb", "momentum", "transfer", "smooth", "cells")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +64,13 @@ class Dice:
 
 
 def rehearse(
-    model: nn.Module, surrogate: nn.Module, x: Tensor, y: Tensor, *, blocks: int, size: int, levels: int,
+    model: nn.Module, surrogates: Sequence[nn.Module], x: Tensor, y: Tensor, *, blocks: int, size: int, levels: int,
     norm: str, epsilon: tuple[float, float], seed: int,
 ) -> Iterator[Block]:
     """Attack blocks, the kinds taking turns and each setting drawn at random.
 
     Args:
-        model, surrogate: in eval mode; `transfer` asks the surrogate alone.
+        model, surrogates: in eval mode; `transfer` asks one of the surrogates alone.
         x, y: pictures [N, C, S, S] in [0, 1] and labels [N] to attack, on the model's device.
         blocks, size: how many blocks, and of how many pictures each.
         levels: three blocks in four are rounded to this lattice, as a sent picture would be.
@@ -88,7 +87,7 @@ def rehearse(
         threat = ThreatModel(norm, value)
         rows = dice.rows(len(x), size).to(x.device)
         with precision:
-            x_adv = _attack(kind, model, surrogate, x[rows], y[rows], threat, dice)
+            x_adv = _attack(kind, model, surrogates, x[rows], y[rows], threat, dice)
         if dice.chance(0.75):
             x_adv = on_lattice(x_adv, levels)
         yield Block(x=x_adv.float(), clean=x[rows], threat=threat, kind=kind)
@@ -127,8 +126,8 @@ class Rehearsal:
 
 
 def rehearse_all(
-    model: nn.Module, surrogate: nn.Module, x: Tensor, y: Tensor, *, plans, size: int, levels: int, asks: bool,
-    seed: int,
+    model: nn.Module, surrogates: Sequence[nn.Module], x: Tensor, y: Tensor, *, plans, size: int, levels: int,
+    asks: bool, seed: int,
 ) -> Rehearsal:
     """Attack blocks of every norm.
 
@@ -139,7 +138,7 @@ def rehearse_all(
     """
     seen, attacked, near, asked, real, facts = [], [], [], [], [], []
     for index, (norm, blocks, epsilon) in enumerate(plans):
-        for block in rehearse(model, surrogate, x, y, blocks=blocks, size=size, levels=levels, norm=norm,
+        for block in rehearse(model, surrogates, x, y, blocks=blocks, size=size, levels=levels, norm=norm,
                               epsilon=epsilon, seed=seed + index):
             seen.append(features(block.x))
             attacked.append(Examples.of(model, block.x, 1.0))
@@ -160,11 +159,20 @@ def rehearse_all(
     )
 
 
-def _attack(kind: str, model, surrogate, x: Tensor, y: Tensor, threat: ThreatModel, dice: Dice) -> Tensor:
+def _attack(kind: str, model, surrogates, x: Tensor, y: Tensor, threat: ThreatModel, dice: Dice) -> Tensor:
     """One attack with its own setting drawn; steps lie in 1..20 and step lengths in 0.5..3 epsilon / steps."""
     noise = torch.Generator(x.device).manual_seed(int(dice.uniform(0, 2**31)))
     if kind == "transfer":
-        model, kind = surrogate, ("fgsm", "pgd", "momentum")[int(dice.uniform(0, 3))]
+        model = surrogates[int(dice.uniform(0, len(surrogates)))]
+        kind = ("fgsm", "pgd", "momentum")[int(dice.uniform(0, 3))]
+        if dice.chance(0.5):
+            model = _smoothed(model, dice)
+    elif kind == "smooth":
+        model, kind = _smoothed(model, dice), "shaped"
+    elif kind == "cells":
+        side = round(dice.log_uniform(2, x.shape[-1] / 2.5))
+        corner = int(dice.uniform(0, side)), int(dice.uniform(0, side))
+        model, kind = shaped.through(model, shaped.cells(side, corner)), "shaped"
     if kind == "fgsm":
         return fgsm(model, x, y, threat)
     if kind == "step":
@@ -173,11 +181,18 @@ def _attack(kind: str, model, surrogate, x: Tensor, y: Tensor, threat: ThreatMod
         steps, start = round(dice.log_uniform(3, 15)), dice.chance(0.3)
         alpha = dice.uniform(1, 1.5) * threat.epsilon / steps
         return momentum_pgd(model, x, y, threat, steps=steps, alpha=alpha, random_start=start, generator=noise)
-    low, high = (7, 20.5) if kind == "climb" else (2, 10)
+    low, high = {"climb": (7, 20.5), "shaped": (1, 12)}.get(kind, (2, 10))
     steps = round(dice.log_uniform(low, high))
     alpha = dice.log_uniform(0.5, 3) * threat.epsilon / steps
+    if kind == "shaped":   # no start between: its noise would be the only fine detail
+        alpha = max(alpha, 1.01 * threat.epsilon / steps)
+        return pgd(model, x, y, threat, steps=steps, alpha=alpha, random_start=False)
     start = dice.chance(0.7) or alpha * steps < threat.epsilon
     return pgd(model, x, y, threat, steps=steps, alpha=alpha, random_start=start, generator=noise)
+
+
+def _smoothed(model: nn.Module, dice: Dice) -> nn.Module:
+    return shaped.through(model, shaped.smooth(dice.log_uniform(0.5, 2.5)))
 
 
 @torch.no_grad()
@@ -203,37 +218,3 @@ def across(model: nn.Module, block: Block, *, inside: bool) -> Tensor:
         beyond = (model(x.lerp(far, middle)).argmax(1) != answer).view(-1, 1, 1, 1)
         low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
     return x.lerp(far, high)
-
-
-def fit_surrogate(model: nn.Module, x: Tensor, *, seed: int, epochs: int = 12) -> nn.Module:
-    """A small network that copies the model's answers on `x`: the attacker who has no access to the model itself."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        target = torch.cat([model(part) for part in x.split(256)]).softmax(1)
-        net = nn.Sequential(
-            nn.Conv2d(x.shape[1], 24, 5, stride=2, padding=2), nn.ReLU(),
-            nn.Conv2d(24, 48, 3, stride=2, padding=1), nn.ReLU(),
-            nn.Flatten(), nn.Linear(48 * math.ceil(x.shape[2] / 4) ** 2, target.shape[1]),
-        ).to(x.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-3)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(x), generator=generator).to(x.device).split(64):
-            loss = F.cross_entropy(net(x[rows] - 0.5), target[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return _Centred(net).eval().requires_grad_(False)
-
-
-class _Centred(nn.Module):
-    """Pixels in [0, 1] to a network that wants them round zero."""
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x - 0.5)
-
-

@@ -16,7 +16,7 @@ CONFIDENCE = 0.99    # of the bound of the realised false-positive rate
 CLEAN, FLOAT, CHANGED, RANDOM = 4.0, 1.0, 0.3, 0.01   # what one picture of each sort weighs
 NEAR = 0.35          # the same of one that lies just across a boundary, where an attack weighs 1
 _STRUCTURED = ("stripes", "coarse")   # noise with the texture of black-box search: scored as it comes
-_RATE, _BATCH = 5e-3, 256
+_RATE, _DECAY, _BATCH = 3e-3, 0.05, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,18 +92,27 @@ def fit_scorer(attacked: Examples, changed: Examples, *, seed: int, steps: int) 
     scorer.mean.copy_(data.sure.mean(0))
     scorer.scale.copy_(data.sure.std(0) + 1e-3)
     learned = [*scorer.parameters(), *(part for norm in scorer.normalised() for part in norm.parameters())]
-    optimizer = torch.optim.AdamW(learned, lr=_RATE, weight_decay=1e-3, fused=True)
+    optimizer = torch.optim.AdamW(learned, lr=_RATE, weight_decay=_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         rows = torch.randint(len(data.x), (_BATCH,), generator=generator).to(data.x.device)
-        x = data.x[rows].float().contiguous(memory_format=torch.channels_last)
+        x = _turned(data.x[rows].float(), generator).contiguous(memory_format=torch.channels_last)
         loss = F.binary_cross_entropy_with_logits(scorer(x, data.sure[rows]), label[rows], weight=weight[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     return scorer.settle()
+
+
+def _turned(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Square pictures [N, C, S, S] mirrored, their axes and their channels exchanged: which way round a change lies and
+    in which colour says nothing of what it is, and a few photographs' own colours are learned all too soon."""
+    mirrored, upside_down, across = torch.rand(3, generator=generator) < 0.5
+    x = x[:, torch.randperm(x.shape[1], generator=generator).to(x.device)] if x.shape[1] > 1 else x
+    x = x.transpose(2, 3) if across else x
+    return x.flip([axis for axis, turn in ((3, mirrored), (2, upside_down)) if turn])
 
 
 def conformal_threshold(scores: Tensor, fpr: float) -> tuple[float, float]:

@@ -89,10 +89,11 @@ def fit_strength(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, *, level
     # Sizes from 1 to the whole block, evenly in the logarithm, the whole block twice as likely.
     sizes = [(torch.rand(count, generator=generator) * math.log(2 * most)).exp().floor() for _ in range(ROUNDS)]
     campaigns = draw_campaigns(blocks, suspects, sizes, generator)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=1e-2, fused=True)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=0.1, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     harmless = blocks.norm[campaigns.block] == HARMLESS
     pools = ((~harmless).nonzero()[:, 0], harmless.nonzero()[:, 0])
+    net.train()
     for _ in range(steps):
         rows = torch.cat([
             pool[torch.randint(len(pool), (share,), generator=generator).to(pool.device)]
@@ -107,7 +108,7 @@ def fit_strength(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, *, level
 
 
 def _loss(net: StrengthNet, mean: Tensor, n: Tensor, blocks: Rehearsed, block: Tensor, levels: int) -> Tensor:
-    """Mean over heads and campaigns; each head leaves its own fold out."""
+    """Mean over heads and campaigns; each head leaves out the blocks of its fold."""
     centre, spread, logits = net(net.evidence(mean), n)
     norm, truth = blocks.norm[block], blocks.log_epsilon[block]
     attacked = norm != HARMLESS
@@ -118,8 +119,8 @@ def _loss(net: StrengthNet, mean: Tensor, n: Tensor, blocks: Rehearsed, block: T
     target = torch.stack([(norm == 1).float(), (~attacked).float()], -1).expand_as(logits)
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     loss = loss + 0.3 * entropy[..., 0] * attacked + entropy[..., 1]
-    folds = torch.arange(len(centre), device=block.device).unsqueeze(1)
-    return (loss * (fold_of(block, len(centre)).unsqueeze(0) != folds)).mean()
+    own_fold = torch.arange(len(centre), device=block.device).unsqueeze(1) % net.folds
+    return (loss * (fold_of(block, net.folds).unsqueeze(0) != own_fold)).mean()
 
 
 @torch.no_grad()

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from redoubt.detection.benign import blur
 
-MEASURES = 25       # numbers in `measures`
+MEASURES = 33       # numbers in `measures`
 BOUND = 3.0         # no single input speaks louder than this, as a logarithm of odds
 SHARE = 0.3         # of a campaign that a hidden attack is assumed to make up when its inputs are betted on
 RISK = 1e-2         # of taking a harmless campaign for an attack, where pixels speak for an attack
 RISK_AGAINST = 1e-5   # the same where pixels speak for a harmless change: then more is asked of the model's evidence
+_BATCH = 128        # inputs of either sort in a step of learning
+_LOOK, _PRESS = 100, 1.5   # steps between two looks at what each harmless change wins, and the power its weight goes by
 
 
 class Budget:
@@ -50,7 +52,7 @@ class Budget:
 class Witness(nn.Module):
     """`measures` of an input to the logarithm of the odds that it was attacked rather than changed at random."""
 
-    def __init__(self, hidden: int = 24):
+    def __init__(self, hidden: int = 48):
         super().__init__()
         self.register_buffer("mean", torch.zeros(MEASURES))
         self.register_buffer("scale", torch.ones(MEASURES))
@@ -75,7 +77,7 @@ class Witness(nn.Module):
 def measures(model: nn.Module, x: Tensor) -> Tensor:
     """What a picture's detail does to the classifier, against what it would do elsewhere or with other signs.
 
-    Costs fifteen forward passes and two backward passes, most of them in one batch. The classifier is left as it is.
+    Costs twenty forward passes and three backward passes, most of them in one batch. The classifier is left as it is.
 
     Args:
         model: in eval mode, from pictures to logits.
@@ -87,15 +89,16 @@ def measures(model: nn.Module, x: Tensor) -> Tensor:
     if len(x) == 0:
         return x.new_zeros(0, MEASURES)
     logits, once = model(x), blur(x)
-    first, smooths = logits.argmax(1), (once, blur(once))
+    first, twice = logits.argmax(1), blur(once)
+    smooths = (once, twice, blur(blur(blur(blur(twice)))))   # squares and waves outlast a little smoothing
     smoothed, gradients, seconds = (
-        part.split(len(x)) for part in _at_smoothed(model, torch.cat(smooths), first.repeat(2)))
+        part.split(len(x)) for part in _at_smoothed(model, torch.cat(smooths), first.repeat(len(smooths))))
     tried = [trial for smooth in smooths for trial in _elsewhere(x, smooth)] + _shaken(x, x - once)
     answers = model(torch.cat(tried).clamp(0, 1)).split(len(x))   # one pass: few inputs at a time are dear
     rows = _texture(x - once)
     for i, smooth in enumerate(smooths):
         rows += _detail(x - smooth, gradients[i], logits, smoothed[i], seconds[i], answers[4 * i : 4 * i + 4])
-    rows += _nearby(logits, answers[8:])
+    rows += _nearby(logits, answers[4 * len(smooths) :])
     return torch.stack(rows, 1).nan_to_num(0.0, 0.0, 0.0).clamp(-20, 20)
 
 
@@ -187,22 +190,38 @@ def _cosine(one: Tensor, other: Tensor) -> Tensor:
     return F.cosine_similarity(one.flatten(1), other.flatten(1), eps=1e-12)
 
 
-def fit_witness(attacked: Tensor, changed: Tensor, *, seed: int, steps: int = 600) -> Witness:
-    """Learn the odds from `measures` of flagged attacks [A, MEASURES] and flagged harmless changes [B, MEASURES]."""
+def fit_witness(attacked: Tensor, changed: dict, *, seed: int, steps: int = 1500) -> Witness:
+    """Learn the odds of an attack.
+
+    What the worst harmless change wins is taken off every input's odds in the end (`calibrate_witness`). So the kinds
+    and amounts that win most are seen most often, as in group distributionally robust optimisation (Sagawa et al. 2020,
+    arXiv 1911.08731).
+
+    Args:
+        attacked: `measures` of flagged attacks, [A, MEASURES].
+        changed: the same of flagged harmless changes, by kind and amount.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Witness().to(attacked.device)
-    both = torch.cat([attacked, changed])
-    net.mean.copy_(both.mean(0))
-    net.scale.copy_(both.std(0) + 1e-3)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3, weight_decay=0.05, fused=True)
+    groups = [part for part in changed.values() if len(part)]
+    harmless, sizes = torch.cat(groups), torch.tensor([len(part) for part in groups], device=attacked.device)
+    net.mean.copy_(torch.cat([attacked, harmless]).mean(0))
+    net.scale.copy_(torch.cat([attacked, harmless]).std(0) + 1e-3)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3, weight_decay=0.2, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
-    label = torch.cat([torch.ones(128), torch.zeros(128)]).to(both.device)
-    for _ in range(steps):
-        rows = [part[torch.randint(len(part), (128,), generator=generator).to(part.device)]
-                for part in (attacked, changed)]
-        loss = F.binary_cross_entropy_with_logits(net(torch.cat(rows)), label)
+    label = torch.cat([torch.ones(_BATCH), torch.zeros(_BATCH)]).to(attacked.device)
+    weight = torch.ones(len(harmless))
+    for step in range(steps):
+        if step % _LOOK == _LOOK - 1:
+            with torch.no_grad():
+                won = torch.stack([part.exp().mean() for part in net(harmless).split(sizes.tolist())])
+            weight = won.pow(_PRESS).repeat_interleave(sizes).cpu()
+        rows = torch.randint(len(attacked), (_BATCH,), generator=generator)
+        others = torch.multinomial(weight, _BATCH, True, generator=generator)
+        odds = net(torch.cat([attacked[rows.to(attacked.device)], harmless[others.to(attacked.device)]]))
+        loss = F.binary_cross_entropy_with_logits(odds, label)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

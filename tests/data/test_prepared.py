@@ -161,3 +161,16 @@ def test_a_group_is_never_divided_between_splits(tmp_path):
     for split in SPLITS:   # the first few pictures of a split are no single group
         first = prepared.arrays(split)[0][:7, 0, 0]
         assert len({(int(high) * 256 + int(low)) // 7 for high, low in first[:, :2]}) > 2
+
+
+def test_groups_of_every_class_reach_every_split(tmp_path):
+    groups = np.arange(1200) // 5
+    labels = np.repeat([0] * 120 + [1] * 90 + [2] * 30, 5)   # 120, 90 and 30 groups of five pictures
+    images, _ = numbered(1200)
+    whole = Source(name="numbered", classes=("a", "b", "c"), train_images=images, train_labels=labels, groups=groups)
+    for seed in range(5):
+        prepared = prepare(whole, tmp_path / str(seed), seed=seed)
+        for split in SPLITS:
+            counts = np.bincount(prepared.arrays(split)[1], minlength=3) / 5
+            expected = counts.sum() * np.array([120, 90, 30]) / 240
+            assert (np.abs(counts - expected) <= 2).all(), (split, counts)

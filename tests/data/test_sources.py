@@ -255,9 +255,9 @@ def test_photo_patches_come_from_blocks_that_share_no_pixel():
     assert (np.bincount(source.train_labels) >= 25).all()
     one = source.groups == 0
     assert one.sum() == 25 and len(set(source.train_labels[one])) == 1
-    # Neighbours in one row of a block are eight pixels apart, and the first block begins the photograph.
+    # Neighbours in one row of a block are four pixels apart, and the first block begins the photograph.
     first, second = source.train_images[one][:2]
-    assert (first[:, :, 8:] == second[:, :, :-8]).all()
+    assert (first[:, :, 4:] == second[:, :, :-4]).all()
 
 
 def test_photo_patches_without_their_package_say_what_to_install(monkeypatch):

@@ -10,7 +10,7 @@ from redoubt.detection import Detector, FitConfig, fit
 @pytest.fixture(scope="session")
 def small() -> FitConfig:
     """Enough rehearsal for the digits' claims, in a few seconds."""
-    return FitConfig(blocks=240, strength_steps=600, score_steps=300)
+    return FitConfig(blocks=720, strength_steps=1200, score_steps=800)
 
 
 @pytest.fixture(scope="session")

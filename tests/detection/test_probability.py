@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from redoubt.detection.probability import at_share, calibrate_probability, probability
-from redoubt.detection.rehearsal import fit_surrogate, rehearse_all
+from redoubt.detection.rehearsal import rehearse_all
+from redoubt.detection.surrogates import fit_surrogates
 from redoubt.errors import InvalidInput
 
 
@@ -63,7 +64,7 @@ def test_what_is_said_of_the_digits_comes_true(digits, digits_model, digits_dete
     settings = digits_detector.settings
     plans = tuple((norm, blocks, (settings.lowest[at], settings.highest[at]))
                   for at, (norm, blocks) in enumerate((("Linf", 60), ("L2", 20))))
-    surrogate = fit_surrogate(digits_model, digits.tensors("detector_fit")[0], seed=9)
+    surrogate = fit_surrogates(digits_model, digits.tensors("detector_fit")[0], seed=9)
     mix = rehearse_all(digits_model, surrogate, x, y, plans=plans, size=32, levels=16, asks=False, seed=9).examples()
     clean, attacked = digits_detector.assess(x), digits_detector.assess(mix.x.float())
     said = torch.cat([clean.probability, attacked.probability])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from redoubt.attacks import on_lattice, pgd
-from redoubt.detection.rehearsal import Block, across, fit_surrogate, rehearse_all
+from redoubt.detection.rehearsal import Block, across, rehearse_all
+from redoubt.detection.surrogates import fit_surrogates
 from redoubt.threat import ThreatModel
 
 LEVELS = 16
@@ -39,7 +40,7 @@ def test_across_stops_just_beyond_the_boundary(block, digits_model, inside):
 def test_four_in_five_near_blocks_lie_on_the_lattice(digits, digits_model):
     x, y = digits.tensors("detector_fit")
     plans = (("Linf", 48, (0.1, 0.45)), ("L2", 24, (0.5, 1.2)))
-    made = rehearse_all(digits_model, fit_surrogate(digits_model, x, seed=0, epochs=2), x, y, plans=plans, size=16,
+    made = rehearse_all(digits_model, fit_surrogates(digits_model, x, seed=0, epochs=2), x, y, plans=plans, size=16,
                         levels=LEVELS, asks=False, seed=0)
     x = made.near.x.float()
     stored = (x - on_lattice(x, LEVELS)).abs().flatten(1).amax(1) < 1e-3

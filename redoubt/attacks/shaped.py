@@ -1,0 +1,66 @@
+"""Attacks through a gradient that was given a shape: what they build is smooth or coarse, not fine grain.
+
+A shape changes the gradient on its way to the attacker; every gradient attack can then be run on the model as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Shape = Callable[[Tensor], Tensor]   # gradients [N, C, S, S] to the same shape and type
+
+
+def through(model: nn.Module, shape: Shape) -> nn.Module:
+    """`model`, with the gradient of its inputs passed through `shape`; its answers are the same."""
+    return _Shaped(model, shape)
+
+
+def smooth(width: float) -> Shape:
+    """The gradient under a Gaussian whose standard deviation is `width` pixels.
+
+    So do attacks that are to survive a change of model (Dong et al. 2019, arXiv 1904.02884).
+    """
+    reach = math.ceil(2 * width)
+    line = (-(torch.arange(-reach, reach + 1) / width).square() / 2).exp()
+    line = line / line.sum()
+
+    def shape(gradient: Tensor) -> Tensor:
+        channels = gradient.shape[1]
+        row = line.to(gradient).expand(channels, 1, 1, -1)
+        gradient = F.conv2d(gradient, row, padding=(0, reach), groups=channels)
+        return F.conv2d(gradient, row.transpose(2, 3), padding=(reach, 0), groups=channels)
+
+    return shape
+
+
+def cells(side: int, corner: tuple[int, int] = (0, 0)) -> Shape:
+    """The gradient's mean over square cells of `side` pixels, one of which begins at `corner` (row, column).
+
+    One value for a whole square is what those find who can only ask for answers.
+    """
+
+    def shape(gradient: Tensor) -> Tensor:
+        height, width = gradient.shape[2:]
+        up, left = (-place % side for place in corner)
+        padded = F.pad(gradient, (left, -(left + width) % side, up, -(up + height) % side))
+        means = F.avg_pool2d(padded, side)
+        return F.interpolate(means, scale_factor=side, mode="nearest")[..., up : up + height, left : left + width]
+
+    return shape
+
+
+class _Shaped(nn.Module):
+    def __init__(self, model: nn.Module, shape: Shape):
+        super().__init__()
+        self.model, self.shape = model, shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        at = x.clone()
+        if at.requires_grad:
+            at.register_hook(lambda gradient: self.shape(gradient).to(gradient.dtype))   # autocast may change it
+        return self.model(at)
