@@ -70,7 +70,7 @@ class FitConfig:
         if next(model.parameters()).device.type == "cpu" and sum(w.numel() for w in model.parameters()) > _LARGE:
             config = cls(blocks=96, block_size=16, strength_steps=700, noise=32)
         else:
-            config = cls() if len(x) >= 1000 else cls(blocks=720, strength_steps=1200, score_steps=800)
+            config = cls() if len(x) >= ENOUGH else cls(blocks=720, strength_steps=1200, score_steps=800)
         room = int(_MEMORY / (2 * x[0].numel() * config.block_size) * 3 / 4)   # L2 adds a third
         return replace(config, blocks=max(8 * len(KINDS), min(config.blocks, room)))
 
