@@ -21,8 +21,9 @@ from benchmarks.unseen import Subject, adversarial, subjects
 from redoubt.detection import Detector
 from redoubt.detection.networks import NORMS
 from redoubt.detection.probability import at_share
-from redoubt.detection.rehearsal import fit_surrogate, rehearse_all
+from redoubt.detection.rehearsal import rehearse_all
 from redoubt.detection.scoring import Examples
+from redoubt.detection.surrogates import fit_surrogates
 
 EDGES = (0.0, 0.01, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 0.99, 1.0)
 MOST, WIDEST = 0.01, 0.1   # expected calibration error that the rehearsed mix may have; and distance in a single bin
@@ -57,8 +58,8 @@ def rehearsed(of: Subject, detector: Detector, blocks: int, seed: int) -> Exampl
     """Attacks of the mix that `fit` rehearses, on test pictures."""
     settings = detector.settings
     plans = tuple(zip(NORMS, (blocks, blocks // 3), zip(settings.lowest, settings.highest, strict=True), strict=True))
-    surrogate = fit_surrogate(of.model, of.data.tensors("detector_fit")[0], seed=seed)
-    return rehearse_all(of.model, surrogate, *of.data.tensors("test"), plans=plans, size=32, levels=of.data.levels,
+    surrogates = fit_surrogates(of.model, of.data.tensors("detector_fit")[0], seed=seed)
+    return rehearse_all(of.model, surrogates, *of.data.tensors("test"), plans=plans, size=32, levels=of.data.levels,
                         asks=False, seed=seed).examples()
 
 

@@ -53,8 +53,8 @@ class FitConfig:
     block_size: int = 16
     linf: tuple[float, float] = (0.01, 0.45)
     l2: tuple[float, float] = (0.01, 0.15)
-    score_steps: int = 1600
-    strength_steps: int = 2500
+    score_steps: int = 1000
+    strength_steps: int = 2000
     noise: int = 192
     smallest: int = 16
 
@@ -71,6 +71,8 @@ class FitConfig:
             config = cls(blocks=96, block_size=16, strength_steps=700, noise=32)
         else:
             config = cls() if len(x) >= ENOUGH else cls(blocks=720, strength_steps=1200, score_steps=800)
+            if x.shape[1] > 1 and len(x) >= ENOUGH:   # colour has more to tell apart
+                config = replace(config, score_steps=1600, strength_steps=2500)
         room = int(_MEMORY / (2 * x[0].numel() * config.block_size) * 3 / 4)   # L2 adds a third
         return replace(config, blocks=max(8 * len(KINDS), min(config.blocks, room)))
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def fit_surrogates(model: nn.Module, x: Tensor, *, seed: int, epochs: int = 12) -> tuple[nn.Module, ...]:
+def fit_surrogates(model: nn.Module, x: Tensor, *, seed: int, epochs: int = 8) -> tuple[nn.Module, ...]:
     """Small networks that copy the model's answers on `x`: attackers who have no access to the model itself.
 
     One strides and cuts off, the other averages and bends softly; their gradients differ in kind.

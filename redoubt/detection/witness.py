@@ -104,7 +104,7 @@ def measures(model: nn.Module, x: Tensor) -> Tensor:
 
 def measured(model: nn.Module, x: Tensor) -> Tensor:
     """`measures` of any number of pictures, in parts."""
-    return torch.cat([measures(model, part) for part in x.split(64)])
+    return torch.cat([measures(model, part) for part in x.split(32)])
 
 
 def _elsewhere(x: Tensor, smooth: Tensor) -> list[Tensor]:

@@ -43,8 +43,8 @@ def test_features_ignore_the_order_of_the_batch_and_accept_nothing():
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_rehearsed_attacks_stay_inside_their_threat_model(digits, digits_model, norm):
     x, y = digits.tensors("detector_fit")
-    surrogate = fit_surrogates(digits_model, x, seed=0, epochs=2)
-    blocks = list(rehearse(digits_model, surrogate, x, y, blocks=24, size=8, levels=16, norm=norm,
+    surrogates = fit_surrogates(digits_model, x, seed=0, epochs=2)
+    blocks = list(rehearse(digits_model, surrogates, x, y, blocks=24, size=8, levels=16, norm=norm,
                            epsilon=(0.05, 0.3), seed=0))
     assert {block.kind for block in blocks} == set(KINDS)
     rounded = 0

@@ -64,8 +64,8 @@ def test_what_is_said_of_the_digits_comes_true(digits, digits_model, digits_dete
     settings = digits_detector.settings
     plans = tuple((norm, blocks, (settings.lowest[at], settings.highest[at]))
                   for at, (norm, blocks) in enumerate((("Linf", 60), ("L2", 20))))
-    surrogate = fit_surrogates(digits_model, digits.tensors("detector_fit")[0], seed=9)
-    mix = rehearse_all(digits_model, surrogate, x, y, plans=plans, size=32, levels=16, asks=False, seed=9).examples()
+    surrogates = fit_surrogates(digits_model, digits.tensors("detector_fit")[0], seed=9)
+    mix = rehearse_all(digits_model, surrogates, x, y, plans=plans, size=32, levels=16, asks=False, seed=9).examples()
     clean, attacked = digits_detector.assess(x), digits_detector.assess(mix.x.float())
     said = torch.cat([clean.probability, attacked.probability])
     mass = torch.cat([torch.full((len(x),), 0.5 / len(x)), mix.weight / mix.weight.sum() / 2])
