@@ -17,7 +17,7 @@ from redoubt.detection.groups import excess, least, nested, upper_means
 from redoubt.detection.networks import EVIDENCE, NORMS, PIXELS, Scorer, StrengthNet, certainty, widen
 from redoubt.detection.probability import probability
 from redoubt.detection.verdicts import Strength, Verdicts
-from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet, measures
+from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet, measured
 from redoubt.errors import ArtifactError, InvalidInput
 
 FORMAT = 6
@@ -143,7 +143,7 @@ class Detector:
         if self.budget is not None:
             asked = self.budget.take(len(x), len(flagged))
         if asked:
-            odds[:asked, 0] = self.witness.testimony(measures(self.model, x[flagged[:asked]]))
+            odds[:asked, 0] = self.witness.testimony(measured(self.model, x[flagged[:asked]]))
         return odds
 
     @torch.no_grad()

@@ -103,7 +103,7 @@ def measures(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def measured(model: nn.Module, x: Tensor) -> Tensor:
-    """`measures` of any number of pictures, in parts."""
+    """`measures` of any number of pictures, in parts: each picture is tried in sixteen ways, all of a part at once."""
     return torch.cat([measures(model, part) for part in x.split(32)])
 
 

@@ -62,6 +62,20 @@ def test_the_model_is_asked_about_flagged_inputs_only(digits, digits_model, digi
     assert len(x) in asked
 
 
+def test_a_flood_is_put_to_the_model_in_parts(digits, digits_model, digits_detector):
+    """Each flagged input is tried in sixteen ways: a chunk of 512 in one pass would be 8,192 pictures."""
+    x, largest = sent(digits, digits_model, "pgd", 0.2), []
+    model = nn.Sequential(digits_model)
+    model.register_forward_hook(lambda module, inputs, output: largest.append(len(inputs[0])))
+    detector = copy.copy(digits_detector)
+    detector.model = model.eval()
+    verdicts = detector.assess(x)
+    flagged = verdicts.is_adversarial
+    assert flagged.sum() > 64 and max(largest) <= 512
+    whole = detector.witness.testimony(measures(digits_model, x[flagged]))
+    torch.testing.assert_close(verdicts.evidence[flagged, PIXELS], whole, rtol=1e-3, atol=1e-3)
+
+
 def test_a_flood_cannot_spend_more_than_the_budget(digits, digits_model, digits_detector):
     detector, x = copy.copy(digits_detector), sent(digits, digits_model, "pgd", 0.2)[:64]
     detector.budget = Budget(first=5, share=1 / 16)
