@@ -21,9 +21,10 @@ def through(model: nn.Module, shape: Shape) -> nn.Module:
 
 
 def smooth(width: float) -> Shape:
-    """The gradient under a Gaussian whose standard deviation is `width` pixels.
+    """The gradient under a Gaussian whose standard deviation is `width` pixels, cut off at about twice that.
 
-    So do attacks that are to survive a change of model (Dong et al. 2019, arXiv 1904.02884).
+    Beyond the edges it is taken for 0. So do attacks that are to survive a change of model (Dong et al. 2019, arXiv
+    1904.02884).
     """
     reach = math.ceil(2 * width)
     line = (-(torch.arange(-reach, reach + 1) / width).square() / 2).exp()
@@ -41,7 +42,8 @@ def smooth(width: float) -> Shape:
 def cells(side: int, corner: tuple[int, int] = (0, 0)) -> Shape:
     """The gradient's mean over square cells of `side` pixels, one of which begins at `corner` (row, column).
 
-    One value for a whole square is what those find who can only ask for answers.
+    One value for a whole square is what those find who can only ask for answers. Beyond the edges the gradient is taken
+    for 0: what is left of a cell there keeps its sign and is smaller, which L2 notices and Linf does not.
     """
 
     def shape(gradient: Tensor) -> Tensor:

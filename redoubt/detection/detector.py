@@ -22,7 +22,7 @@ from redoubt.errors import ArtifactError, InvalidInput
 
 FORMAT = 6
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
-SIZES = (1, 4, 16, 32)           # campaign sizes at which intervals are calibrated
+SIZES = (1, 4, 16, 32)           # campaign sizes at which intervals are calibrated; in smaller blocks, the block's
 LEVELS = (0.01, 0.05, 0.95, 0.99)   # quantiles of the scaled error, kept for each norm and size
 _CHUNK = 512                     # inputs looked at in one go, which bounds the memory that they take
 NORM_MINIMUM = 16                # with fewer inputs neither L2 nor harmless changes are told from Linf

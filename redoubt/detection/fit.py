@@ -66,7 +66,8 @@ class FitConfig:
 
     @classmethod
     def suited_to(cls, model: nn.Module, x: Tensor) -> FitConfig:
-        """The amount that pays: fewer blocks from few or large pictures, and from a large network without a GPU."""
+        """The amount that pays: fewer blocks from few or large pictures, and from a large network without a GPU;
+        longer learning from many in colour."""
         if next(model.parameters()).device.type == "cpu" and sum(w.numel() for w in model.parameters()) > _LARGE:
             config = cls(blocks=96, block_size=16, strength_steps=700, noise=32)
         else:

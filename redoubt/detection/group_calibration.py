@@ -12,7 +12,7 @@ from redoubt.detection.networks import NORMS, StrengthNet, widen
 from redoubt.detection.strength import CONTAMINATION, HARMLESS, NORM_RISK, Rehearsed, fold_of
 
 DRAWS = 4       # campaigns from each block
-SHARE = 0.25    # of a block that a part must hold: 8 of 32 inputs, which scatter more than the 16 asked for in service
+SHARE = 0.25    # of a block that a part must hold: 4 of 16 inputs, which scatter more than the 16 asked for in service
 
 
 @torch.no_grad()

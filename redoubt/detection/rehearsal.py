@@ -1,6 +1,6 @@
 """What a detector learns attacks from: rehearsals against its own model. Harmless changes are in `benign.py`.
 
-Attacks come in blocks. A block is a few dozen pictures under one kind of attack with one epsilon and one setting: what
+Attacks come in blocks. A block is some sixteen pictures under one kind of attack with one epsilon and one setting: what
 a campaign looks like from the receiving end. The training traffic never enters; pictures are those given to `fit`.
 """
 
@@ -160,7 +160,10 @@ def rehearse_all(
 
 
 def _attack(kind: str, model, surrogates, x: Tensor, y: Tensor, threat: ThreatModel, dice: Dice) -> Tensor:
-    """One attack with its own setting drawn; steps lie in 1..20 and step lengths in 0.5..3 epsilon / steps."""
+    """One attack with its own setting drawn; steps lie in 1..20 and step lengths in 0.5..3 epsilon / steps.
+
+    Half of the transferred ones go through a smoothed gradient, too: attackers do that to get across.
+    """
     noise = torch.Generator(x.device).manual_seed(int(dice.uniform(0, 2**31)))
     if kind == "transfer":
         model = surrogates[int(dice.uniform(0, len(surrogates)))]

@@ -9,7 +9,7 @@ from redoubt.detection import Detector, FitConfig, fit
 
 @pytest.fixture(scope="session")
 def small() -> FitConfig:
-    """Enough rehearsal for the digits' claims, in a few seconds."""
+    """What `FitConfig.suited_to` gives so few pictures, for tests that alter a part of it: twenty seconds."""
     return FitConfig(blocks=720, strength_steps=1200, score_steps=800)
 
 
