@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from redoubt.attacks import on_lattice, pgd
-from redoubt.detection import Budget, decide, fit
+from redoubt.detection import Budget, decide, fit, witness
 from redoubt.detection.networks import PIXELS
 from redoubt.detection.witness import MEASURES, RISK, Witness, bet, calibrate_witness, fit_witness, measures
 from redoubt.threat import ThreatModel
@@ -118,6 +118,25 @@ def test_noise_wins_no_bet_on_average_and_attacks_do():
         won = [bet(net.testimony(drawn(64, at))).item() >= -math.log(RISK) for _ in range(300)]
         assert sum(won) <= 1
     assert bet(net.testimony(drawn(64, 0.4))) >= -math.log(RISK)
+
+
+def test_the_worst_harmless_change_teaches_most(monkeypatch):
+    """A few pictures of one kind that look like attacks in all but one number: seen often, they win less."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(n, first, second):
+        out = torch.randn(n, MEASURES, generator=generator)
+        return out + torch.tensor([first, second] + [0.0] * (MEASURES - 2))
+
+    attacked, changed = drawn(600, 1.5, 0.7), {"usual": drawn(2000, 0.0, 0.0), "rare": drawn(60, 1.5, -0.7)}
+
+    def worst():
+        net = fit_witness(attacked, changed, seed=0, steps=400)
+        return max(net(part).exp().mean().item() for part in changed.values())
+
+    weighted = worst()
+    monkeypatch.setattr(witness, "_PRESS", 0.0)   # every picture as often as another
+    assert weighted < 0.7 * worst()
 
 
 def test_without_evidence_nothing_is_won_or_lost():
