@@ -15,7 +15,6 @@ epsilon: the 95th percentile of their lengths stands for it. Finished cells are 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
@@ -23,13 +22,15 @@ import time
 import torch
 from torch import Tensor
 
+from benchmarks.cells import code_key
 from benchmarks.common import Report, arguments, table
 from benchmarks.noise import changes
-from benchmarks.unseen import EPSILONS, GRADIENT, L2, LINF, RESULTS, ROOT, Subject, adversarial, digest, subjects
+from benchmarks.unseen import EPSILONS, GRADIENT, L2, LINF, RESULTS, Subject, adversarial, digest, subjects
 from redoubt.detection import Detector, FitConfig, decide, fit, match
 from redoubt.detection.networks import PIXELS
 from redoubt.detection.witness import bet
 
+CODE = ("redoubt/attacks", "redoubt/detection", "redoubt/threat.py")   # what fits and judges
 CAMPAIGN = 64
 ATTACK_HEADER = ("champion", "attack", "epsilon", "n", "accuracy", "AUROC", "at 1 %", "flagged", "inside 90 %",
                  "est/true", "1-1.25", "wealth 64", "retrains 64", "256")
@@ -38,7 +39,7 @@ NOISE_HEADER = ("champion", "change", "accuracy", "flagged", "wealth 64", "retra
 
 def fitted(of: Subject, seed: int) -> Detector:
     """The subject's detector, fitted as the pipeline does; kept for the same code, weights and data."""
-    folder = RESULTS / "detectors" / f"{of.name.replace(' ', '-')}-{seed}-{digest(of.key, code_key())}"
+    folder = RESULTS / "detectors" / f"{of.name.replace(' ', '-')}-{seed}-{digest(of.key, code_key(*CODE))}"
     if not (folder / "detector.json").is_file():
         detector = fit(of.model, of.data.tensors("detector_fit"), of.data.tensors("calibration"),
                        levels=of.data.levels, further=of.data.tensors("train", 10_000), seed=seed)
@@ -52,14 +53,6 @@ def briefly(of: Subject, seed: int) -> Detector:
     config = FitConfig(blocks=300, score_steps=400, strength_steps=700, noise=64)
     return fit(of.model, of.data.tensors("detector_fit"), of.data.tensors("calibration"), levels=of.data.levels,
                further=of.data.tensors("train", 10_000), seed=seed, config=config)
-
-
-def code_key() -> str:
-    """A digest of the code that fits and judges."""
-    digested = hashlib.sha256()
-    for file in sorted((ROOT / "redoubt" / "detection").rglob("*.py")):
-        digested.update(file.read_bytes())
-    return digested.hexdigest()[:12]
 
 
 def auroc(clean: Tensor, attacked: Tensor) -> float:
@@ -149,7 +142,7 @@ def measure(report: Report, of: Subject, args) -> None:
     began, detector = time.perf_counter(), fitted(of, args.seed)
     seconds = time.perf_counter() - began
     clean = detector.assess(of.data.tensors("test")[0])
-    key = digest(of.key, code_key(), args.n, args.campaigns, args.seed)
+    key = digest(of.key, code_key(*CODE), args.n, args.campaigns, args.seed)
     share = clean.is_adversarial.float().mean().item()
     report.say(f"\n{of.name}: {share:.4f} of {len(clean.score)} clean test pictures flagged "
                f"(null rate {detector.null_rate:.4f}); detector fitted or read in {seconds:.0f} s "
