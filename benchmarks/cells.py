@@ -16,6 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
+# What trained weights depend on; of the attacks, the file that training and PGD-20 run.
+TRAINING_CODE = ("redoubt/training", "redoubt/models", "redoubt/attacks/gradient.py", "redoubt/threat.py")
 
 
 @cache

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cells import cell, cell_file, code_key
+from benchmarks.cells import TRAINING_CODE, cell, cell_file, code_key
 from benchmarks.common import Report, arguments, prepared, table
 from components.train import step
 from redoubt.bundle import open_bundle, write_bundle
@@ -25,8 +25,7 @@ from redoubt.training import config, validate
 
 EPSILON = 0.1
 SHARE, TIME, CLEAN = 0.97, 1 / 3, 0.01
-CODE = ("redoubt/training", "redoubt/models", "redoubt/attacks", "redoubt/threat.py", "components/train",
-        "benchmarks/warm_start.py")
+CODE = (*TRAINING_CODE, "components/train", "benchmarks/warm_start.py")
 validate.STEPS = 20   # the looks that choose the weights are the curve, too
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cells import ROOT, cell, cell_file, code_key
+from benchmarks.cells import ROOT, TRAINING_CODE, cell, cell_file, code_key
 from benchmarks.front.recipes import THREAT, Recipe
 from redoubt.bundle import open_bundle, write_bundle
 from redoubt.compute import keep_memory
@@ -23,9 +23,9 @@ from redoubt.evaluation.intervals import wilson
 from redoubt.models import Architecture, build
 from redoubt.training import train
 
-TRAINING = ("redoubt/training", "redoubt/models", "redoubt/attacks", "redoubt/threat.py", "benchmarks/front/cells.py")
-MEASURING = ("redoubt/evaluation/accuracy.py", "redoubt/evaluation/autoattack.py", "redoubt/models", "redoubt/attacks",
-             "redoubt/threat.py", "benchmarks/front/cells.py")
+TRAINING = (*TRAINING_CODE, "benchmarks/front/cells.py")
+MEASURING = ("redoubt/evaluation/accuracy.py", "redoubt/evaluation/autoattack.py", "redoubt/models",
+             "redoubt/attacks/gradient.py", "redoubt/threat.py", "benchmarks/front/cells.py")
 
 
 def say(text: str) -> None:

@@ -11,7 +11,7 @@ import statistics
 import torch
 from torch import Tensor
 
-from benchmarks.cells import cell, code_key
+from benchmarks.cells import TRAINING_CODE, cell, code_key
 from benchmarks.common import Report, prepared, table
 from benchmarks.training.matrix import network
 from redoubt.data import Prepared
@@ -25,8 +25,7 @@ VARIANTS = {
     "RobustLT, a = 0.2": Plugins(warmup=0.2, class_adaptive=0.2),
     "RobustLT, a = 0.5": Plugins(warmup=0.2, class_adaptive=0.5),
 }
-CODE = ("redoubt/training", "redoubt/models", "redoubt/attacks", "redoubt/threat.py",
-        "benchmarks/training/long_tail.py")
+CODE = (*TRAINING_CODE, "benchmarks/training/long_tail.py")
 
 
 def long_tailed(x: Tensor, y: Tensor, ratio: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
