@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from redoubt.threat import ThreatModel
 from redoubt.training import TrainConfig, train
 
 torch.set_num_threads(1)
+os.environ.pop("COLUMNS", None)   # a worker of pytest-xdist gets it from a window that our commands do not have
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
