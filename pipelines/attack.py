@@ -40,11 +40,13 @@ def attack_served(
         raise InvalidInput(f"--url must begin with http:// or https://, such as http://127.0.0.1:8080, not {url!r}")
     client = Served(url, model_name)
     if not client.is_ready():
-        raise RedoubtError(f"no model {model_name!r} is ready at {url}: start one with `redoubt serve`")
+        raise RedoubtError(f"no model {model_name!r} is ready at {url}: start one with `redoubt serve "
+                           f"--model {model_name}`")
     registry = Registry(check_there(tracking_uri), model_name)
     champion = registry.champion()
     if champion is None:
-        raise RegistryError(f"{model_name} has no champion in {tracking_uri}: `redoubt run` makes one")
+        raise RegistryError(f"{model_name} has no champion in {tracking_uri}: `redoubt run --model {model_name}` "
+                            "makes one")
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         bundle = registry.fetch(champion, Path(folder) / "bundle")
         request = bundle.manifest["data"]["request"]

@@ -59,5 +59,6 @@ def open_registry(home: Path | None, uri: str, model_name: str):
     folder = home_folder(home, make=False)
     chosen = tracking_uri(folder, uri)
     if sqlite_file(chosen) == folder / "mlflow.db" and not (folder / "mlflow.db").is_file():
-        raise InvalidInput(f"no registry in {folder} yet: `redoubt run` makes one, or name another with --home")
+        raise InvalidInput(f"no registry in {folder} yet: `redoubt run --model {model_name}` makes one, or "
+                           "name another with --home")
     return Registry(check_there(chosen), model_name)

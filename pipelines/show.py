@@ -130,7 +130,8 @@ def no_versions(registry: Registry) -> str:
     """What to say of a model without a version: its name may be mistyped."""
     others = [name for name in registry.models() if name != registry.model_name]
     return (f"no versions of {registry.model_name!r} yet: "
-            + (f"there is {', '.join(others)} (--model)" if others else "`redoubt run` makes the first"))
+            + (f"there is {', '.join(others)} (--model)" if others
+               else f"`redoubt run --model {registry.model_name}` makes the first"))
 
 
 def _robust(version: Version) -> str:

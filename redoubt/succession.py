@@ -100,7 +100,8 @@ class Succession:
             words = "".join(f"; {what}: {', '.join(map(str, sorted(which)))}" for what, which in (
                 ("rolled back from", withdrawn), ("passed neither by the gate nor by a person", passed_over)) if which)
             raise InvalidInput(f"{self._name} has no previous_champion to roll back to: {now or 'nobody'} is champion"
-                               f"{words}. `redoubt models list` shows every version, `redoubt promote` takes one")
+                               f"{words}. `redoubt models list --model {self._name}` shows every version, `redoubt "
+                               f"promote {self._name} VERSION` takes one")
         return self._enter(transition(able[-1], now, ROLLBACK, why=why), history)
 
     def behind(self, history: list[Transition], now: int | None) -> tuple[list[int], set[int], set[int]]:

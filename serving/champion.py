@@ -8,7 +8,8 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -25,7 +26,8 @@ _REMEMBERED = "champion.json"
 _SWAPS_KEPT = 100
 _ABANDONED = 24 * 3600.0   # seconds after which a fetch that did not end is nobody's
 _LONGEST_WAIT = 60.0   # seconds between two tries at a version that was refused
-_PATIENCE = 5.0        # seconds after which a registry that has not answered is said to be at fault
+# Seconds after which the registry is said to be at fault, for what is asked of it.
+_PATIENCE = {"answer": 5.0, "hand over a version": 60.0}
 
 
 class Champions(Protocol):
@@ -58,7 +60,7 @@ class ChampionFollower:
         self._folder, self._poll_seconds, self._on_model = folder, poll_seconds, on_model
         self._refused: tuple[str, float, float] | None = None   # key, when to try again, the wait after that
         self._rejected: tuple[str, str] | None = None   # key, why
-        self._asked_at: float | None = None   # since when the registry has owed an answer
+        self._owed: tuple[str, float] | None = None   # what the registry owes, a key of _PATIENCE, and since when
         self.swaps: deque[dict] = deque(maxlen=_SWAPS_KEPT)
         self._swapping = threading.RLock()   # two threads may roll back: the one that follows, and who watches over it
         self._stop, self._wake = threading.Event(), threading.Event()
@@ -80,16 +82,17 @@ class ChampionFollower:
         """Say so where the registry takes long to answer, and roll back what is to be rolled back meanwhile; from any
         thread, about once a second. A server that is down refuses at once, one that hangs takes as long as its client
         waits, which is half a minute."""
-        asked_at = self._asked_at
-        if asked_at is None:
+        owed = self._owed
+        if owed is None:
             return
         try:
             self._roll_back(time.monotonic())   # the thread that would do it waits for the registry
         except Exception as error:   # as in that thread: who watches goes on watching
             log.exception("rolling back failed")
             self._problems.note("champion", f"{type(error).__name__}: {error}")
-        if time.monotonic() - asked_at > _PATIENCE and "registry" not in self._problems.current():
-            self._problems.note("registry", f"it takes longer than {_PATIENCE:g} s to answer")
+        what, since = owed
+        if time.monotonic() - since > _PATIENCE[what] and "registry" not in self._problems.current():
+            self._problems.note("registry", f"it takes longer than {_PATIENCE[what]:g} s to {what}")
 
     def stop(self) -> None:
         self._stop.set()
@@ -112,7 +115,8 @@ class ChampionFollower:
         began = time.monotonic()
         self._roll_back(began)
         try:
-            champion = self._ask()
+            with self._owing("answer"):
+                champion = self._registry.champion()
         except RedoubtError as error:
             self._problems.note("registry", str(error))
             if self._engine.current is None:
@@ -138,12 +142,13 @@ class ChampionFollower:
         elif self._refused is None or self._refused[0] != key or time.monotonic() >= self._refused[1]:
             self._take_over(champion, key, began)
 
-    def _ask(self) -> Version | None:
-        self._asked_at = time.monotonic()
+    @contextmanager
+    def _owing(self, what: str) -> Iterator[None]:
+        self._owed = what, time.monotonic()
         try:
-            return self._registry.champion()
+            yield
         finally:
-            self._asked_at = None
+            self._owed = None
 
     def _roll_back(self, began: float) -> None:
         """Leave a version that does badly, whatever the registry says."""
@@ -174,7 +179,8 @@ class ChampionFollower:
         try:
             return open_bundle(folder, trusted=self._trusted)
         except ArtifactError:
-            return self._registry.fetch(champion, folder)
+            with self._owing("hand over a version"):
+                return self._registry.fetch(champion, folder)
 
     def _unsanctioned(self, champion: Version) -> str:
         """Why a version is not served though the alias names it, and what to do."""

@@ -128,7 +128,8 @@ class Operations:
             raise InvalidInput(f"a version is a whole number such as 3, not {version!r}")
         command = self._settings.promote_command
         if not command:
-            raise InvalidInput(f"this server cannot start the gate: run `redoubt promote {version}` elsewhere")
+            raise InvalidInput(f"this server cannot start the gate: run "
+                               f"`redoubt promote {self._settings.model_name} {version}` elsewhere")
         with self._lock:
             if self._promotion is not None and self._promotion["state"] == "running":
                 raise Busy(f"the gate is judging version {self._promotion['version']}: try again later", 10)

@@ -48,8 +48,12 @@ class Numbers:
             return None
 
 
-def read(text: bytes) -> dict | None:
-    """The message of an infer request with `Numbers` for its tensor's data; None leaves it to the plain reader."""
+def read(text: bytes, brackets: int) -> dict | None:
+    """The message of an infer request with `Numbers` for its tensor's data; None leaves it to the plain reader.
+
+    Args:
+        brackets: opening square ones in the text.
+    """
     if text.startswith(_MARK):
         return None
     try:
@@ -63,7 +67,7 @@ def read(text: bytes) -> dict | None:
     if not isinstance(data, simdjson.Array):
         return None
     others = 1 + sum(isinstance(value, list) for value in (*found.values(), *first.values()))
-    return found | {"inputs": [first | {"data": Numbers(data, text.count(b"[") - others)}]}
+    return found | {"inputs": [first | {"data": Numbers(data, brackets - others)}]}
 
 
 def _once(part) -> list[str]:

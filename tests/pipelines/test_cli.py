@@ -59,7 +59,7 @@ def test_help_names_every_command():
     (["run", "--model", "it's"], "model name"),
     (["run", "--model", "champion"], "is an alias of versions"),
     (["run", "--tracking-uri", "foo://x"], "must begin with one of http://"),
-    (["models", "list"], "`redoubt run` makes one"),
+    (["models", "list"], "`redoubt run --model redoubt` makes one"),
     (["rollback", "--home", "/no/such/home"], "no registry in /no/such/home"),
     (["compile", "--image", "x@sha256:12"], "64 hexadecimal digits"),
     (["submit"], "REDOUBT_KFP_ENDPOINT"),

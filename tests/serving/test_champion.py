@@ -176,7 +176,7 @@ def test_a_registry_that_is_down_changes_nothing(live, registry):
 
 
 def test_a_registry_that_hangs_is_noticed_before_its_client_gives_up(live, registry, monkeypatch):
-    monkeypatch.setattr(champion, "_PATIENCE", 0.3)
+    monkeypatch.setitem(champion._PATIENCE, "answer", 0.3)
     running, answer, hanging = live(registry, poll_seconds=0.1), registry.champion, threading.Event()
 
     def hang():
@@ -189,6 +189,25 @@ def test_a_registry_that_hangs_is_noticed_before_its_client_gives_up(live, regis
     assert running.infer(torch.zeros(1, 1, 8, 8)).status_code == 200
     hanging.set()
     wait_until(lambda: running.status()["problem"] is None)
+
+
+def test_a_version_that_the_registry_does_not_hand_over_is_noticed(live, light, untrained, monkeypatch):
+    monkeypatch.setitem(champion._PATIENCE, "hand over a version", 0.3)
+    light.folders[2] = untrained
+    running, fetch, hanging = live(light, poll_seconds=0.1), light.fetch, threading.Event()
+
+    def hang(version, folder):
+        hanging.wait(20)
+        return fetch(version, folder)
+
+    monkeypatch.setattr(light, "fetch", hang)
+    light.number = 2
+    says = "longer than 0.3 s to hand over a version"
+    wait_until(lambda: says in running.status()["problems"].get("registry", ""), 10)
+    assert running.infer(torch.zeros(1, 1, 8, 8)).json()["model_version"] == "1"
+    hanging.set()
+    wait_until(lambda: running.status()["champion"]["version"] == "2")
+    wait_until(lambda: "registry" not in running.status()["problems"])
 
 
 def test_a_champion_that_errs_is_rolled_back_while_the_registry_hangs(live, light, untrained, monkeypatch):

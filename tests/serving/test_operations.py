@@ -88,7 +88,7 @@ def test_bad_requests_are_explained(limited, body, status, says):
 def test_a_server_that_cannot_start_the_gate_says_where_to(live, registry):
     running = live(registry, promote_command=[])
     answer = running.client.post("/operations/promote", json={"version": "7"})
-    assert answer.status_code == 400 and "redoubt promote 7" in answer.json()["error"]
+    assert answer.status_code == 400 and "redoubt promote digits 7" in answer.json()["error"]
 
 
 def test_what_cannot_be_remembered_is_not_done(settings, tmp_path):

@@ -46,8 +46,9 @@ def test_pixels_arrive_exactly(nested, datatype):
     [
         (b"", "not JSON"),
         (b"{", "not JSON"),
-        (b"[" * 100_000, "is not JSON"),
+        (b"[" * 100_000, "more parts"),
         (b"[" * 2_000_000, "more parts"),
+        (b'{"inputs": [{"data": [' + b"[]," * 100_000 + b"[]]}]}", "more parts"),
         (b"[" * 2_000, "not JSON"),
         (b"[]", "JSON object"),
         (b"{}", "`inputs`"),

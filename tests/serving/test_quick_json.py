@@ -23,14 +23,18 @@ def body(data, *, datatype: str = "FP32", n: int = 2, **more) -> bytes:
 def outcome(raw: bytes):
     """What comes of a body: the pixels and what is wanted, or the error's text."""
     try:
-        read = protocol.decode(raw, SHAPE, max_batch=4)
+        got = protocol.decode(raw, SHAPE, max_batch=4)
     except InvalidInput as error:
         return str(error)
-    return read.x.tolist(), read.id, read.outputs, read.binary, read.timeout
+    return got.x.tolist(), got.id, got.outputs, got.binary, got.timeout
+
+
+def read(raw: bytes):
+    return quick.read(raw, raw.count(b"["))
 
 
 def numbers_of(raw: bytes, datatype: str = "FP32"):
-    return quick.read(raw)["inputs"][0]["data"].values([2, *SHAPE], whole=datatype == "UINT8")
+    return read(raw)["inputs"][0]["data"].values([2, *SHAPE], whole=datatype == "UINT8")
 
 
 FLAT = [i / 12 for i in range(12)]
@@ -73,7 +77,7 @@ def test_data_are_counted_before_an_array_is_made():
     b'{"inputs": [{"data": [123456789012345678901234567890]}]}', b'\xef\xbb\xbf{"inputs": [{"data": [1]}]}',
 ])
 def test_messages_that_are_left_to_the_plain_reader(raw):
-    assert quick.read(raw) is None
+    assert read(raw) is None
 
 
 @pytest.mark.parametrize("where", ["message", "tensor"])
@@ -81,7 +85,7 @@ def test_many_keys_are_left_to_the_plain_reader(where):
     """simdjson finds a key by going through all of them: a mebibyte of keys took ten seconds."""
     more = {str(number): 0 for number in range(20)}
     tensor = {"data": [1]} | (more if where == "tensor" else {})
-    assert quick.read(json.dumps({"inputs": [tensor]} | (more if where == "message" else {})).encode()) is None
+    assert read(json.dumps({"inputs": [tensor]} | (more if where == "message" else {})).encode()) is None
 
 
 @pytest.mark.parametrize("where", ["id", "parameters", "outputs", "name", "shape", "datatype"])
@@ -109,6 +113,6 @@ def test_both_ways_agree(seed, monkeypatch):
         datatype, n = random.choice(["FP32", "FP64", "UINT8"]), random.choice([2, 2, 2, 1])
         sent.append(body(data, datatype=datatype, n=n, **more))
     now = [outcome(raw) for raw in sent]
-    assert any(quick.read(raw) for raw in sent)
-    monkeypatch.setattr(request, "read", lambda text: None)
+    assert any(read(raw) for raw in sent)
+    monkeypatch.setattr(request, "read", lambda text, brackets: None)
     assert repr(now) == repr([outcome(raw) for raw in sent])
