@@ -6,6 +6,7 @@ import json
 import ssl
 import time
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
@@ -40,7 +41,8 @@ class Connection:
         certificate: a client's certificate and key.
         headers, cookies: sent with every request.
         forbidden: what to do about a 403, in words.
-        environment: whether proxies and certificates named by the environment are used; not inside a cluster.
+        environment: whether a proxy named by the environment is used; not inside a cluster, and, like kubectl, not on
+            the way to this machine itself.
         transport: a stand-in for the network.
 
     Raises:
@@ -67,8 +69,8 @@ class Connection:
                 if certificate:
                     trust.load_cert_chain(*certificate)
             self._client = httpx.Client(
-                base_url=self.url, verify=trust, headers=headers, timeout=timeout, trust_env=environment,
-                transport=transport, follow_redirects=False,
+                base_url=self.url, verify=trust, headers=headers, timeout=timeout,
+                trust_env=environment and not _is_here(url), transport=transport, follow_redirects=False,
             )
         except (OSError, ssl.SSLError, httpx.InvalidURL) as error:
             raise InvalidInput(f"{what}: {ca_file or url} cannot be used: {error}") from None
@@ -169,6 +171,15 @@ class Connection:
         fault = Rejected(f"{where} refuses {doing}: {said or status}")
         fault.status = status
         return fault
+
+
+def _is_here(url: str) -> bool:
+    """Whether an address is this machine's own: a port-forward, or kind's API server."""
+    host = httpx.URL(url).host
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _said(response: httpx.Response) -> str:

@@ -78,6 +78,14 @@ def test_a_run_is_submitted_as_asked_and_followed(redoubt, kfp):
     assert {executor["container"]["image"] for executor in executors} == {IMAGE}
 
 
+def test_a_port_forward_is_not_looked_for_behind_the_environments_proxy(redoubt, kfp, monkeypatch):
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")   # where nobody listens
+    assert redoubt("submit", *QUICK, "--no-wait").exit_code == 0
+
+
 def test_the_same_content_is_uploaded_once_and_another_image_again(redoubt, kfp):
     for _ in range(2):
         assert redoubt("submit", *QUICK).exit_code == 0
