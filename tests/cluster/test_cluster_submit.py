@@ -42,8 +42,9 @@ def redoubt(command: str, *arguments: str, settings, minutes: float = 30) -> sub
     fixed = ["--namespace", settings.namespace] if settings.namespace else []
     if command == "submit":
         fixed += ["--image", settings.image, "--allow-tag", "--dataset", "digits", "--objective", "standard",
-                  "--epochs", "2", "--set", "retries=0", *(["--tracking-uri", os.environ["REDOUBT_RUN_TRACKING_URI"]]
-                                     if os.environ.get("REDOUBT_RUN_TRACKING_URI") else [])]
+                  "--epochs", "2", "--set", "retries=0", "--set", "cpu=250m"]   # small nodes have not two free
+        if os.environ.get("REDOUBT_RUN_TRACKING_URI"):
+            fixed += ["--tracking-uri", os.environ["REDOUBT_RUN_TRACKING_URI"]]
     return subprocess.run([sys.executable, "-m", "pipelines.cli", command, *fixed, *arguments], capture_output=True,
                           text=True, timeout=minutes * MINUTES)
 

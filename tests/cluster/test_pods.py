@@ -164,7 +164,8 @@ def test_attack_retraining_and_swap(cluster, deployed, images):
 
 def upload(endpoint: str, image: str) -> dict[str, str]:
     """The ids that `redoubt compile --upload` prints, as settings."""
-    command = [sys.executable, "-m", "pipelines.cli", "compile", "--endpoint", endpoint, "--image", image, "--upload"]
+    command = [sys.executable, "-m", "pipelines.cli", "compile", "--endpoint", endpoint, "--image", image, "--upload",
+               "--set", "cpu=250m"]   # evaluate and fit_detector go side by side: small nodes have not two free
     if "@sha256:" not in image:
         command.append("--allow-tag")
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
