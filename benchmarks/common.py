@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ from redoubt.data import Prepared, load_source, prepare
 
 
 def arguments(description: str, **extra: dict) -> argparse.Namespace:
-    """Parse the common options; `extra` maps further option names to `add_argument` keywords."""
+    """Parse the common options; `extra` maps further option names to `add_argument` keywords. For the main thread."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small version, under a minute on two cores")
     parser.add_argument("--check", action="store_true", help="exit with 1 and name every figure that falls short")
@@ -31,6 +33,8 @@ def arguments(description: str, **extra: dict) -> argparse.Namespace:
     for name, keywords in extra.items():
         parser.add_argument("--" + name.replace("_", "-"), **keywords)
     given = parser.parse_args()
+    # SIGTERM unwinds as Ctrl-C does: a benchmark that has a server running takes it along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if given.threads:
         torch.set_num_threads(given.threads)
     return given
