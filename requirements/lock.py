@@ -37,9 +37,16 @@ Pins = dict[str, str]
 
 
 def parse(text: str) -> Pins:
-    """Requirement lines with the hashes that follow them, by the package's name."""
-    blocks = re.split(r"^(?=[a-zA-Z0-9])", re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE), flags=re.MULTILINE)
-    return {re.match(r"[\w.-]+", block)[0]: block.rstrip() for block in blocks if block.strip()}
+    """Requirement lines with the hashes that follow them, by the package's name.
+
+    One that takes another version for another Python has several, of which a marker lets one hold.
+    """
+    pins: Pins = {}
+    for block in re.split(r"^(?=[a-zA-Z0-9])", re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE), flags=re.MULTILINE):
+        if block.strip():
+            name = re.match(r"[\w.-]+", block)[0]
+            pins[name] = "\n".join([*filter(None, [pins.get(name)]), block.rstrip()])
+    return pins
 
 
 def resolve(arguments: list[str], known: Pins, wanted: str = "", constraints: str = "") -> Pins:

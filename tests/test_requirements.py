@@ -1,7 +1,9 @@
 """The pins that the image is built from: whole, hashed, without an index, and what pyproject.toml asks for."""
 
+import importlib.util
 import re
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,8 @@ def pins(*names: str) -> dict[str, Requirement]:
         text = (ROOT / "requirements" / f"{name}.txt").read_text()
         for line in re.findall(r"^[^#\s].*?(?= \\|$)", text, flags=re.MULTILINE):
             requirement = Requirement(line)
-            found[canonicalize_name(requirement.name)] = requirement
+            if not requirement.marker or requirement.marker.evaluate(PYTHON):
+                found[canonicalize_name(requirement.name)] = requirement
     return found
 
 
@@ -56,6 +59,37 @@ def test_pins_are_what_the_project_asks_for(target, extra):
         assert pin, f"{requirement.name} is in pyproject.toml and not in requirements/{target}.txt: run `make lock`"
         version = next(iter(pin.specifier)).version
         assert requirement.specifier.contains(version), f"{requirement} against {pin}: run `make lock`"
+
+
+@pytest.mark.parametrize("target", ["steps", "serving"])
+def test_what_a_pinned_package_needs_is_pinned(target):
+    """The image installs without looking at what packages need."""
+    have, looked_at = pins(target, "torch-gpu"), 0
+    for name, pin in have.items():
+        try:
+            installed = metadata.distribution(name)
+        except metadata.PackageNotFoundError:   # of CUDA, or of another target
+            continue
+        if not pin.specifier.contains(installed.version, prereleases=True):
+            continue   # what this version needs says nothing of the pinned one
+        looked_at += 1
+        for line in installed.requires or []:
+            needed = Requirement(line)
+            if needed.marker and not needed.marker.evaluate(PYTHON):
+                continue
+            assert canonicalize_name(needed.name) in have, f"{pin} needs {needed}: run `make lock`"
+    assert looked_at > 20
+
+
+def test_a_package_with_a_version_for_each_python_keeps_both():
+    spec = importlib.util.spec_from_file_location("lock", ROOT / "requirements" / "lock.py")
+    lock = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(lock)
+    text = ("one==1 ; python_full_version < '3.12' \\\n    --hash=sha256:a\n"
+            "one==2 ; python_full_version >= '3.12' \\\n    --hash=sha256:b\ntwo==1 \\\n    --hash=sha256:c\n")
+    found = lock.parse(f"# head\n{text}")
+    assert list(found) == ["one", "two"]
+    assert "\n".join(found.values()) + "\n" == text
 
 
 def test_serving_has_neither_kfp_nor_what_only_training_needs():
