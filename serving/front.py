@@ -22,6 +22,7 @@ from serving.telemetry.logs import request_id as logged_id
 log = logging.getLogger("redoubt.serving")
 access_log = logging.getLogger("redoubt.access")
 _INFERENCE = re.compile(r"^/v2/models/[^/]+(/versions/[^/]+)?/(infer|image)$")
+_PROBE = re.compile(r"^/v2/health/(live|ready)$")
 _ID = re.compile(rb"^[\w.:/+=-]{1,128}$")
 _SMALL = 2**20   # bytes of a body that is no inference request
 _HEADERS = (
@@ -147,7 +148,8 @@ class Front:
     def _close(self, scope, shown: str, status: int, seconds: float, inference: bool) -> None:
         server, state, method = self._server, scope["state"], scope["method"]
         principal = state["principal"]
-        server.metrics.request(status, seconds if inference else None)
+        if not _PROBE.match(scope["path"]):   # a pod without a model refuses its probes, and no request fails by that
+            server.metrics.request(status, seconds if inference else None)
         if inference and server.engine is not None:
             server.count(status)
         name = principal.name if principal else "nobody"

@@ -44,6 +44,17 @@ def test_metrics_say_what_happened(live, light):
     assert found["redoubt_swap_seconds_count",] == 1
 
 
+def test_probes_are_no_requests(live, light):
+    """A pod that waits for a model, or drains, refuses its probes: an alert on failing requests must not hear of it."""
+    running = live(light)
+    running.server.draining = True
+    for path in ("/v2/health/ready", "/v2/health/live"):
+        assert running.client.get(path).status_code in (200, 503)
+    running.client.get("/nowhere")
+    counted = {labels[0] for name, *labels in samples(running) if name == "redoubt_requests_total"}
+    assert counted == {"404"}
+
+
 def test_metrics_of_verdicts(live, registry):
     running = live(registry)
     running.infer(torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
