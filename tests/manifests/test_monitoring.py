@@ -91,3 +91,10 @@ def test_prometheus_scrapes_the_port_that_the_service_has():
     (endpoint,) = monitor["endpoints"]
     assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
     assert endpoint["path"] == "/metrics"
+
+
+def test_prometheus_of_the_helm_chart_takes_scrapes_and_alerts():
+    """It selects by the label `release`, and leaves aside what has none without a word."""
+    for kind in ("ServiceMonitor", "PrometheusRule"):
+        one, = of_kind("overlays/monitoring", kind).values()
+        assert one["metadata"]["labels"]["release"] == "kube-prometheus-stack", kind
