@@ -63,7 +63,9 @@ ENV PATH=/opt/redoubt/bin:/opt/project/bin:$PATH USER=redoubt LOGNAME=redoubt \
     TORCHINDUCTOR_CACHE_DIR=/var/lib/redoubt/.cache/inductor TRITON_CACHE_DIR=/var/lib/redoubt/.cache/triton \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     GIT_PYTHON_REFRESH=quiet MLFLOW_DISABLE_TELEMETRY=true MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
-    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# No NVIDIA_VISIBLE_DEVICES: by that a pod that asked for no GPU is given all that its node has, beside those who own them.
+# Who asks, by nvidia.com/gpu or --gpus, gets the variable from there.
 ARG BASE VARIANT=gpu VERSION=0.1.0 REVISION=unknown
 LABEL org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0" org.opencontainers.image.vendor="Redoubt" \
