@@ -1,11 +1,12 @@
 """Who may come through Istio, in a Kubeflow profile. The schema is AuthorizationPolicy's of security.istio.io/v1."""
 
 import copy
+import json
 
 import jsonschema
 import pytest
 import yaml
-from manifests_support import MANIFESTS, documents, of_kind, pods, serving_pod
+from manifests_support import MANIFESTS, documents, of_kind, pods, serving_environment, serving_pod
 
 OVERLAY = "overlays/kubeflow"
 TEXTS = {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}}
@@ -90,3 +91,16 @@ def test_what_the_mesh_lets_in_the_network_lets_in():
                for one in documents(OVERLAY) if one["kind"] == "NetworkPolicy"
                for rule in one["spec"].get("ingress", []) for source in rule["from"]]
     assert "istio-system" in sources
+
+
+def test_the_sidecar_outlives_the_server():
+    """Both are told to end at once, unless the sidecar is a native one. What the server still answers and writes goes
+    through the sidecar."""
+    from serving.__main__ import _LONGEST_SHUTDOWN
+
+    deployment = of_kind(OVERLAY, "Deployment")["redoubt-serving"]
+    sidecar = json.loads(deployment["spec"]["template"]["metadata"]["annotations"]["proxy.istio.io/config"])
+    assert sidecar["holdApplicationUntilProxyStarts"] is True
+    last = float(serving_environment(OVERLAY)["REDOUBT_DRAIN_SECONDS"]) + _LONGEST_SHUTDOWN
+    drained = float(sidecar["terminationDrainDuration"].removesuffix("s"))
+    assert last < drained < deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
