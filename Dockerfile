@@ -14,7 +14,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_REQUIRE_VIRT
 WORKDIR /src
 COPY requirements/build.txt requirements/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/root/.cache/pip \
-    python3 -m venv /opt/redoubt && python3 -m pip install --require-hashes --no-deps -r requirements/build.txt
+    python3 -m venv /opt/redoubt && /opt/redoubt/bin/python3 -m pip install --require-hashes --no-deps -r requirements/build.txt
 
 # torch has a folder, and so a layer, of its own: it is nearly all of the size, both targets share it, and a new release of
 # this project does not move it.

@@ -179,7 +179,7 @@ class Follower:
         self.say(f"nothing has moved for {seconds / 60:.0f} min")
         where = self.settings.namespace or "kubeflow"
         for reason in self._reasons(run_id) or [
-            f"see why with: kubectl -n {where} get pods,events -l pipeline/runid={run_id}"
+            f"see why with: kubectl -n {where} get pods -l pipeline/runid={run_id}"
         ]:
             self.say(reason)
 
