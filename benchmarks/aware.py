@@ -23,7 +23,7 @@ from redoubt.detection import Detector, decide
 from redoubt.detection.networks import certainty
 
 STEPS = 60
-WEIGHTS = (0.0, 0.1, 1.0, 10.0)
+WEIGHTS = (0, 0.01, 0.1, 1)
 HEADER = ("champion", "epsilon", "weight", "n", "accuracy", "fooled", "fooled unseen", "flagged", "campaign answered")
 
 
