@@ -27,9 +27,6 @@ WEAK, STRONG = 0.05, 0.2
 MIXTURES = ((64, 0.5), (64, 0.25), (128, 0.2), (256, 0.5), (256, 0.2), (512, 0.2))   # inputs, share of strong ones
 HEADER = ("champion", "change", "flagged", "harmless 64", "harmless 256", "retrain 64", "retrain 256")
 MIXED = ("champion", "campaign", "n", "estimate", "low", "matched", "answered")
-# Of one size and either sign everywhere, as one gradient step is: some champions take them for attacks. Shown with the
-# others, which must not start a retraining run.
-LIMITS = ("sign noise 0.2", "rows +-0.1, fixed", "columns +-0.1, fixed")
 
 
 def changes(x: torch.Tensor, levels: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -69,7 +66,7 @@ def harmless(report: Report, name: str, detector: Detector, x, covered, levels: 
         rows.append((name, change, verdicts.is_adversarial.float().mean().item(),
                      *["-" if strength is None else "yes" if strength.harmless else "no" for strength in strengths],
                      *["RETRAIN" if retrain else "no" for retrain in retrains]))
-        report.require(change in LIMITS or not any(retrains), f"{name}: {change} would start a retraining run")
+        report.require(not any(retrains), f"{name}: {change} would start a retraining run")
     report.say(f"\n{table(HEADER, rows)}\n'-': fewer flagged inputs than that in {len(x)}\n")
     report.figures[f"{name} changes"] = {"columns": HEADER, "rows": rows}
 

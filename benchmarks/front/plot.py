@@ -31,7 +31,8 @@ def draw_front(rows: Sequence[dict], target: dict, file: Path) -> None:
     def draw(figure, narrow: bool) -> None:
         from matplotlib.ticker import FixedLocator, MultipleLocator, NullLocator
 
-        axes, least = figure.subplots(), min(row["seconds"] for row in rows)
+        axes, within, level = figure.subplots(), target["seconds"], target["autoattack"]
+        seconds = [row["seconds"] for row in rows] + [within]
         for row in rows:
             colour, marker = styles[row["objective"]]
             gap = [[row["autoattack"] - row["low"]], [row["high"] - row["autoattack"]]]
@@ -44,13 +45,12 @@ def draw_front(rows: Sequence[dict], target: dict, file: Path) -> None:
         front = on_front(rows)
         axes.step([row["seconds"] for row in front], [row["autoattack"] for row in front], where="post",
                   color=plots.MUTED, linewidth=1)
-        within, level = target["seconds"], target["autoattack"]
-        axes.plot([least / 2, within, within], [level, level, 1], "--", color=plots.MUTED, linewidth=1,
+        axes.plot([min(seconds) / 2, within, within], [level, level, 1], "--", color=plots.MUTED, linewidth=1,
                   label="asked for")
-        bottom = min([row["low"] for row in rows] + [target["autoattack"]])
-        top = max([row["high"] for row in rows] + [target["autoattack"]])
+        bottom = min([row["low"] for row in rows] + [level])
+        top = max([row["high"] for row in rows] + [level])
         axes.set(xlabel="training, seconds", ylabel="AutoAttack accuracy, Linf 0.1", xscale="log",
-                 xlim=(0.8 * least, 1.3 * max([target["seconds"], *(row["seconds"] for row in rows)])),
+                 xlim=(0.8 * min(seconds), 1.3 * max(seconds)),
                  ylim=(bottom - 0.02, top + 0.02), title="Robustness per second, Fashion-MNIST")
         axes.xaxis.set_major_locator(FixedLocator([10, 30, 60, 120, 300, 600, 1800, 3600]))
         axes.xaxis.set_minor_locator(NullLocator())

@@ -56,3 +56,9 @@ def test_recipes_are_valid_and_their_cells_differ():
 def test_the_plot_leaves_undefended_networks_out(tmp_path):
     draw_front([row("undefended", 20, 0.0), row("pgd", 100, 0.6)], TARGET, tmp_path / "front.svg")
     assert "<svg" in (tmp_path / "front.svg").read_text()
+
+
+@pytest.mark.parametrize("rows", [[row("undefended", 20, 0.0)], [row("pgd", 4000, 0.6)]], ids=["nothing", "late"])
+def test_the_plot_shows_what_was_asked_for_where_nothing_comes_near(tmp_path, rows):
+    draw_front(rows, TARGET, tmp_path / "front.svg")
+    assert "asked for" in (tmp_path / "front.svg").read_text()
