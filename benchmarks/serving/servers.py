@@ -20,7 +20,8 @@ import torch
 from redoubt.bundle import Bundle, open_bundle, seal, write_bundle
 from redoubt.data import Prepared
 from redoubt.detection import FitConfig, fit
-from redoubt.detection.detector import SIZES, Detector, Settings
+from redoubt.detection.bounds import SIZES
+from redoubt.detection.detector import Detector, Settings
 from redoubt.detection.features import feature_count
 from redoubt.detection.networks import Scorer, StrengthNet
 from redoubt.detection.witness import Witness
@@ -99,7 +100,7 @@ def random_version(folder: Path, architecture: str, channels: int, size: int, se
     Detector(model, Scorer(channels), StrengthNet(feature_count(channels)), Witness(), Settings(
         channels=channels, levels=255, fpr=0.01, threshold=1e3, null_rate=0.02, calibrated_on=1000,
         chances=[1.0, 1.0, 0.0], l2_logit=0.0, harmless_logit=0.0, attack_logit=0.0, apart=[1.0, 1.0],
-        quantiles=[[[-2.0, -1.0, 1.0, 2.0]] * len(SIZES)] * 2, lowest=[0.01, 0.1], highest=[0.3, 3.0], asks=True,
+        quantiles=[[[[-2.0, -1.0, 1.0, 2.0]] * 2] * len(SIZES)] * 2, lowest=[0.01, 0.1], highest=[0.3, 3.0], asks=True,
         fitted={},
     )).save(folder)
     return seal(folder)

@@ -12,19 +12,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from redoubt.detection.bounds import LEVELS, scaled_error
 from redoubt.detection.features import feature_count, features
 from redoubt.detection.groups import excess, least, nested, upper_means
-from redoubt.detection.networks import EVIDENCE, NORMS, PIXELS, Scorer, StrengthNet, certainty, widen
+from redoubt.detection.networks import (
+    COARSENESS,
+    EVIDENCE,
+    NORMS,
+    PIXELS,
+    Scorer,
+    StrengthNet,
+    certainty,
+    scatter,
+    widen,
+)
 from redoubt.detection.probability import probability
 from redoubt.detection.verdicts import Strength, Verdicts
 from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet, measured
 from redoubt.errors import ArtifactError, InvalidInput
 
-FORMAT = 6
+FORMAT = 7
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
-SIZES = (1, 4, 16, 32)           # campaign sizes at which intervals are calibrated; in smaller blocks, the block's
-LEVELS = (0.01, 0.05, 0.95, 0.99)   # quantiles of the scaled error, kept for each norm and size
 _CHUNK = 512                     # inputs looked at in one go, which bounds the memory that they take
+_FEW_LEVELS = 64                 # 8-bit budgets are whole levels, or many; half a level of 16 is a sixth of 0.2
 NORM_MINIMUM = 16                # with fewer inputs neither L2 nor harmless changes are told from Linf
 
 
@@ -34,7 +44,7 @@ class Settings:
 
     Attributes:
         channels: of the pictures it was fitted on.
-        levels: largest stored pixel value, 255 or 16: half a level is the finest strength that can be told.
+        levels: largest stored pixel value, 255 or 16: below 64, half a level widens the bounds.
         fpr: the false-positive rate asked for.
         threshold: the score's logit above which an input is flagged.
         null_rate: 99 % upper confidence bound of the realised false-positive rate.
@@ -43,7 +53,7 @@ class Settings:
         l2_logit, harmless_logit: above these a campaign is called L2, or harmless.
         attack_logit: below this, part of a harmless campaign is an attack.
         apart: [norm], the excess (`groups.excess`) above which a group is an attack of its own.
-        quantiles: [norm][size][level] of (ln epsilon - estimate) / spread on rehearsed blocks held out.
+        quantiles: [norm][size][grain][level] of (ln epsilon - estimate) / spread on rehearsed blocks held out.
         lowest, highest: [norm], the range of epsilon that was rehearsed.
         asks: whether flagged inputs are put to the model; if not, pixels alone decide what is an attack.
         fitted: facts about the fit, for people.
@@ -70,13 +80,14 @@ class Settings:
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
     """ln(epsilon) and its spread in each norm, [norms], of `n` inputs pooled; which norm; whether harmless by pixels,
-    the logit of that; and whether the model bears witness of an attack."""
+    the logit of that; the logit of coarseness; and whether the model bears witness of an attack."""
 
     centre: Tensor
     spread: Tensor
     norm: int
     harmless: bool
     logit: float
+    coarse: Tensor
     n: int
     witnessed: bool = False
 
@@ -126,10 +137,10 @@ class Detector:
         if len(rows):
             net = self.strength_net
             pixels = net.evidence(net.inputs(features(x[rows]), logit[rows]))
-            centre, spread, _ = self._read(pixels, torch.ones(len(rows), device=x.device))
+            centre, spread, logits = self._read(pixels, torch.ones(len(rows), device=x.device))
             evidence[rows] = torch.cat([pixels, self._odds(x, rows)], 1)
             bounds[:, rows] = torch.stack(self._bounds(
-                centre[:, 0], spread[:, 0], 0, 1, LEVELS.index(0.05), LEVELS.index(0.95)))
+                centre[:, 0], spread[:, 0], logits[:, COARSENESS], 0, 1, (0.05, 0.95)))
         low, middle, high = bounds
         margin = logit - self.settings.threshold
         return Verdicts(score=torch.sigmoid(margin), probability=probability(margin, self.settings.chances),
@@ -164,11 +175,10 @@ class Detector:
             InvalidInput: for no rows, another width or values that are not finite.
         """
         best = self._strongest(_checked(evidence))
-        bounds = self._bounds(
-            best.centre[best.norm], best.spread[best.norm], best.norm, best.n, LEVELS.index(0.01), LEVELS.index(0.99)
-        )
+        norm = best.norm
+        bounds = self._bounds(best.centre[norm], best.spread[norm], best.coarse, norm, best.n, (0.01, 0.99))
         low, estimate, high = (value.item() for value in bounds)
-        return Strength(norm=NORMS[best.norm], estimate=estimate, low=low, high=high, n=len(evidence),
+        return Strength(norm=NORMS[norm], estimate=estimate, low=low, high=high, n=len(evidence),
                         harmless=best.harmless and not best.witnessed, witnessed=best.witnessed)
 
     @torch.no_grad()
@@ -205,7 +215,7 @@ class Detector:
         norm = int(enough and logits[0, 0].item() > self.settings.l2_logit)
         harmless = enough and logits[0, 1].item() > self.settings.harmless_logit
         return _Reading(centre=centre[0], spread=spread[0], norm=norm, harmless=harmless, n=n,
-                        logit=logits[0, 1].item())
+                        logit=logits[0, 1].item(), coarse=logits[0, COARSENESS])
 
     def _strongest_by_pixels(self, evidence: Tensor) -> tuple[Tensor, _Reading]:
         """The rows and the reading of the whole, or of the attack among harmless changes, or of its strongest group."""
@@ -222,10 +232,13 @@ class Detector:
             rows, whole = order[: attack.n], attack
             evidence, centre, spread = evidence[rows], centre[rows], spread[rows]
         order, groups = self._parts(evidence, centre[:, 0], smallest)
-        best = whole
+        best, single = whole, scatter(centre[:, 0], spread[:, 0], self.settings.levels).median()
         for group in groups:
-            over = excess(group.centre[0], best.centre[0], spread[order[: group.n], 0].median()).item()
-            if not group.harmless and over > self.settings.apart[whole.norm]:
+            above, typical = group.centre[0], centre[order[: group.n], 0].median()
+            over = excess(torch.minimum(above, typical), best.centre[0], single).item()
+            # A few strong inputs lift the mean of weak ones: half of the group must read at least half as strong.
+            alike = typical - whole.centre[0] >= 0.5 * (above - whole.centre[0])
+            if alike and not group.harmless and over > self.settings.apart[whole.norm]:
                 best = group
         return rows[order[: best.n]], best
 
@@ -239,17 +252,23 @@ class Detector:
     def _read(self, pooled: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         centre, spread, logits = self.strength_net(pooled, n)
         centre, logits = centre.mean(0), logits.mean(0)
-        return centre, widen(centre, spread.square().mean(0).sqrt(), self.settings.levels), logits
+        return centre, widen(spread.square().mean(0).sqrt()), logits
 
-    def _bounds(self, centre: Tensor, spread: Tensor, norm: int, n: int, lower: int, upper: int):
-        """Low, estimate and high as epsilons, kept inside the rehearsed range widened by half a level."""
-        table = self._quantiles[norm]
-        below = _at_size(table[:, lower], n).clamp_max(0)
-        above = _at_size(table[:, upper], n).clamp_min(0)
+    def _bounds(
+        self, centre: Tensor, spread: Tensor, coarse: Tensor, norm: int, n: int, quantiles: tuple[float, float]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Low, estimate and high as epsilons, kept inside the rehearsed range widened by half a level.
+
+        Strength is what arrived: of an attack in whole levels, a whole number of them. Where levels are few, what was
+        set may lie far from that, and half a level is added to either side.
+        """
+        errors = scaled_error(self._quantiles[norm].to(spread.device), coarse, n)
+        below, above = (errors[..., LEVELS.index(level)] for level in quantiles)
         half = 0.5 / self.settings.levels
+        margin = half if norm == 0 and self.settings.levels < _FEW_LEVELS else 0.0
         least, most = max(self.settings.lowest[norm] - half, half / 4), self.settings.highest[norm] + half
-        values = (centre + below * spread, centre, centre + above * spread)
-        return tuple(value.exp().clamp(least, most) for value in values)
+        low, high = (centre + below.clamp_max(0) * spread).exp() - margin, (centre + above.clamp_min(0) * spread).exp()
+        return tuple(value.clamp(least, most) for value in (low, centre.exp(), high + margin))
 
     def save(self, folder: Path | str) -> None:
         """Write `detector.safetensors` and `detector.json` into an existing folder."""
@@ -298,12 +317,3 @@ def _checked(evidence: Tensor) -> Tensor:
     if not torch.isfinite(evidence).all():
         raise InvalidInput("evidence holds values that are not finite")
     return evidence
-
-
-def _at_size(column: Tensor, n: int) -> Tensor:
-    """Value of a column over `SIZES`, between two sizes by the logarithm of n."""
-    place = [math.log(size) for size in SIZES]
-    at = min(max(math.log(n), place[0]), place[-1])
-    right = next(i for i in range(1, len(place)) if at <= place[i])
-    share = (at - place[right - 1]) / (place[right] - place[right - 1])
-    return column[right - 1] * (1 - share) + column[right] * share

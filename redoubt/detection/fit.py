@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from redoubt.detection.benign import BENIGN, NOISE
+from redoubt.detection.bounds import wider
+from redoubt.detection.changes import Changes
 from redoubt.detection.detector import Detector, Settings
 from redoubt.detection.features import features
 from redoubt.detection.flagged import flagged_blocks, flagged_measures
@@ -31,6 +33,7 @@ _MORE_CLEAN = 4000   # further clean pictures to learn from
 _MEMORY = 400e6      # bytes for rehearsed pictures, and as many for harmless ones
 _LARGE = 2_000_000   # weights; beyond this each gradient on a CPU costs tens of milliseconds
 _FRESH = 16          # for so many attack blocks one is made of calibration pictures, to learn probabilities from
+_BATCH = 256         # pictures that the scorer reads at once
 _WITNESSES = 32       # flagged attacks without which the model is not asked
 
 
@@ -45,6 +48,7 @@ class FitConfig:
         l2: range of epsilon in L2, as a multiple of the square root of the number of pixel values.
         score_steps: optimiser steps of the scorer.
         strength_steps: optimiser steps of the strength network.
+        moved: how often each change is seen again on other pictures before strength is learned.
         smallest: pixels a side from which the model's evidence is asked for; smoothing leaves less nothing to compare.
         noise: pictures under each kind and amount of harmless change, of which the model is asked about half at most.
     """
@@ -53,13 +57,16 @@ class FitConfig:
     block_size: int = 16
     linf: tuple[float, float] = (0.01, 0.45)
     l2: tuple[float, float] = (0.01, 0.15)
-    score_steps: int = 1000
+    score_steps: int = 800
     strength_steps: int = 2000
+    moved: int = 0
     noise: int = 192
     smallest: int = 16
 
     def __post_init__(self) -> None:
         least = {"blocks": 8 * len(KINDS), "block_size": 8, "score_steps": 1, "strength_steps": 1, "noise": 16}
+        if not isinstance(self.moved, int) or self.moved < 0:
+            raise InvalidInput(f"moved must be a whole number from 0 on, not {self.moved}")
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise InvalidInput(f"{name} must be at least {value}, not {getattr(self, name)}")
@@ -71,9 +78,9 @@ class FitConfig:
         if next(model.parameters()).device.type == "cpu" and sum(w.numel() for w in model.parameters()) > _LARGE:
             config = cls(blocks=96, block_size=16, strength_steps=700, noise=32)
         else:
-            config = cls() if len(x) >= ENOUGH else cls(blocks=720, strength_steps=1200, score_steps=800)
+            config = cls() if len(x) >= ENOUGH else cls(blocks=720, strength_steps=1200)
             if x.shape[1] > 1 and len(x) >= ENOUGH:   # colour has more to tell apart
-                config = replace(config, score_steps=1600, strength_steps=2500)
+                config = replace(config, score_steps=1600, strength_steps=5000, moved=1)
         room = int(_MEMORY / (2 * x[0].numel() * config.block_size) * 3 / 4)   # L2 adds a third
         return replace(config, blocks=max(8 * len(KINDS), min(config.blocks, room)))
 
@@ -128,7 +135,12 @@ def fit(
     generator, room = torch.Generator().manual_seed(seed), int(_MEMORY / (2 * x[0].numel() * len(BENIGN)))
     changed = harmless(twin, x, levels=levels, most=max(64, min(room, rehearsal.count // 12)), generator=generator)
     more = [Examples.of(twin, clean, CLEAN * len(x) / len(clean))] if len(clean) else []
-    scorer = fit_scorer(rehearsal.examples(), Examples.joined([changed, *more]), seed=seed, steps=config.score_steps)
+    pictures = Examples.joined([Examples.of(twin, x, CLEAN), *more])
+    pictures = pictures.rows(torch.arange(min(len(pictures.x), max(len(x), int(_MEMORY / (2 * x[0].numel()))))))
+    changes = Changes(attacked=rehearsal.attacked, real=rehearsal.real.flatten(), origin=rehearsal.rows.flatten(),
+                      stored=rehearsal.stored.repeat_interleave(config.block_size), pictures=pictures, levels=levels)
+    scorer = fit_scorer(rehearsal.examples(), Examples.joined([changed, *more]), changes.pairs, seed=seed,
+                        steps=config.score_steps)
     judge = partial(score, scorer, twin)
     held_out, labels = (part.to(device) for part in calibration)
     passed = judge(held_out)
@@ -139,18 +151,21 @@ def fit(
     report("scorer")
     attacked = _scores(scorer, rehearsal.attacked).view(rehearsal.real.shape)
     usable = rehearsal.real & (attacked > threshold)
+    sight = _widened(rehearsal, attacked, usable, changes, scorer, threshold, times=config.moved, seed=seed)
     flagged = rehearsal.asked[usable[:, : rehearsal.asked.shape[1]]] if len(rehearsal.asked) else rehearsal.asked
     asks = len(flagged) >= _WITNESSES
     # What noise is good for, the model says; pixels speak for or against what it cannot know.
     kinds = [kind for kind in BENIGN if not asks or kind not in NOISE]
     kept = flagged_blocks(x, levels, kinds, judge, threshold, seed, count=max(4 * len(kinds), config.blocks // 4),
-                          size=config.block_size)
+                          size=config.block_size * (1 + config.moved))
     net = _untaught(rehearsal, kept[0], seed)
-    blocks = _blocks(net, rehearsal, attacked, usable, *kept, len(kinds))
+    blocks = _blocks(net, rehearsal, sight, *kept, len(kinds))
     suspects = _suspects(net, scorer, changed.rows(changed.weight > RANDOM))
-    fit_strength(net, blocks, suspects, levels=levels, seed=seed, steps=config.strength_steps)
-    quantiles, l2_logit, harmless_logit = calibrate(net, blocks, suspects, levels=levels, seed=seed)
-    apart, attack_logit = calibrate_groups(net, blocks, suspects, levels=levels, seed=seed)
+    fit_strength(net, blocks, suspects, seed=seed, steps=config.strength_steps)
+    seen = blocks.first(config.block_size)   # what serving meets; the others only widen bounds
+    quantiles, l2_logit, harmless_logit = calibrate(net, seen, suspects, seed=seed)
+    quantiles = wider(quantiles, calibrate(net, blocks, suspects, seed=seed)[0]) if config.moved else quantiles
+    apart, attack_logit = calibrate_groups(net, seen, suspects, levels=levels, seed=seed)
     report("strength")
     witness, power = Witness(), {}
     if asks:
@@ -161,8 +176,8 @@ def fit(
     settings = Settings(
         channels=x.shape[1], levels=levels, fpr=fpr, threshold=threshold, null_rate=null_rate,
         calibrated_on=len(held_out), chances=chances, l2_logit=l2_logit, harmless_logit=harmless_logit,
-        attack_logit=attack_logit, apart=apart,
-        quantiles=quantiles, lowest=[least for least, _ in ranges], highest=[most for _, most in ranges],
+        attack_logit=attack_logit, apart=apart, quantiles=quantiles.tolist(),
+        lowest=[least for least, _ in ranges], highest=[most for _, most in ranges],
         asks=asks,
         fitted={"seed": seed, "pictures": len(x), "blocks": len(blocks.norm), "seconds": report.seconds,
                 "witness": power},
@@ -230,16 +245,43 @@ def _untaught(rehearsal: Rehearsal, kept: Tensor, seed: int) -> StrengthNet:
 
 
 @torch.no_grad()
-def _blocks(net: StrengthNet, rehearsal: Rehearsal, attacked: Tensor, usable: Tensor, kept: Tensor, logits: Tensor,
+def _widened(rehearsal: Rehearsal, logits: Tensor, usable: Tensor, changes: Changes, scorer: Scorer, threshold: float,
+             *, times: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Attack blocks as they were seen, and in each behind them its changes again on other pictures, `times` over.
+
+    Returns:
+        Features [B, n (1 + times), F], logits and which are usable, both [B, n (1 + times)].
+    """
+    size, generator = rehearsal.real.shape[1], torch.Generator().manual_seed(seed + 17)
+    parts = [(rehearsal.seen, logits, usable)]
+    for _ in range(times):
+        seen, scores = [], []
+        for x, sure, kept in changes.again(max(1, _BATCH // size) * size, generator):
+            seen.append(features(x).unflatten(0, (-1, size)))
+            scores.append(torch.where(kept, scorer(x, sure), -torch.inf).view(-1, size))
+        scores = torch.cat(scores)
+        usable = rehearsal.real & (scores > threshold)
+        parts.append((torch.cat(seen), scores.masked_fill(~usable, 0.0), usable))
+    return tuple(torch.cat(part, 1) for part in zip(*parts, strict=True))
+
+
+@torch.no_grad()
+def _blocks(net: StrengthNet, rehearsal: Rehearsal, sight: tuple[Tensor, Tensor, Tensor], kept: Tensor, logits: Tensor,
             kinds: int) -> Rehearsed:
-    """Attack blocks with their logits, of which usable inputs count, and the harmless ones `kept`, of which all do."""
+    """Attack blocks with their logits, of which usable inputs count, and the harmless ones `kept`, of which all do.
+
+    Args:
+        sight: features, logits and which inputs are usable, of attack blocks.
+    """
+    seen, attacked, usable = sight
     kind = torch.arange(len(kept), device=kept.device) % kinds
     return Rehearsed(
-        inputs=torch.cat([net.inputs(rehearsal.seen, attacked), net.inputs(kept, logits)]),
+        inputs=torch.cat([net.inputs(seen, attacked), net.inputs(kept, logits)]),
         usable=torch.cat([usable, torch.ones_like(logits, dtype=torch.bool)]),
         log_epsilon=torch.cat([rehearsal.log_epsilon, torch.zeros_like(logits[:, 0])]),
         norm=torch.cat([rehearsal.norm, torch.full_like(kind, HARMLESS)]),
         kind=torch.cat([rehearsal.kind, kind]),
+        coarse=torch.cat([rehearsal.coarse, torch.zeros_like(kind, dtype=torch.bool)]),
     )
 
 
@@ -253,5 +295,5 @@ def _suspects(net: StrengthNet, scorer: Scorer, changed: Examples) -> Tensor:
 
 @torch.no_grad()
 def _scores(scorer: Scorer, examples: Examples) -> Tensor:
-    parts = zip(examples.x.split(256), examples.sure.split(256), strict=True)
+    parts = zip(examples.x.split(_BATCH), examples.sure.split(_BATCH), strict=True)
     return torch.cat([scorer(x.float(), sure) for x, sure in parts])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from redoubt.detection.groups import excess, nested, upper_means
-from redoubt.detection.networks import NORMS, StrengthNet, widen
+from redoubt.detection.networks import NORMS, StrengthNet, scatter, widen
 from redoubt.detection.strength import CONTAMINATION, HARMLESS, NORM_RISK, Rehearsed, fold_of
 
 DRAWS = 4       # campaigns from each block
@@ -63,16 +63,16 @@ def _contaminate(rows: Tensor, suspects: Tensor, generator: torch.Generator) -> 
 
 
 def _read(net: StrengthNet, pooled: Tensor, size: Tensor, head: Tensor) -> tuple[Tensor, ...]:
-    """ln(epsilon), its spread and the logits, each [B, 2], of means [B, K] over `size` [B], by the head [B] of each."""
+    """ln(epsilon), its spread and the logits, each [B, ...], of means [B, K] over `size` [B], by the `head` [B]."""
     at = torch.arange(len(pooled), device=pooled.device)
     return tuple(part[head, at] for part in net(pooled, size))
 
 
 def _read_single(net: StrengthNet, rows: Tensor, head: Tensor) -> tuple[Tensor, ...]:
-    """As `_read`, of single inputs [B, n, K]: each [B, n, 2]."""
+    """As `_read`, of single inputs [B, n, K]: each [B, n, ...]."""
     ones = torch.ones(rows.shape[0] * rows.shape[1], device=rows.device)
     single = _read(net, rows.flatten(0, 1), ones, head.repeat_interleave(rows.shape[1]))
-    return tuple(part.view(*rows.shape[:2], 2) for part in single)
+    return tuple(part.unflatten(0, rows.shape[:2]) for part in single)
 
 
 def _parts(rows: Tensor, key: Tensor):
@@ -87,14 +87,15 @@ def _largest_excess(net: StrengthNet, rows: Tensor, head: Tensor, levels: int) -
     n = rows.shape[1]
     centre, spread, _ = _read_single(net, rows, head)
     order, parts = _parts(rows, centre[..., 0])
-    spread = widen(centre, spread, levels)[..., 0].gather(1, order)
+    single = scatter(centre[..., 0], widen(spread)[..., 0], levels).median(1).values
+    centre = centre[..., 0].gather(1, order)
     whole = _read(net, rows.mean(1), torch.full_like(head, n).float(), head)[0][:, 0]
     largest = torch.zeros_like(whole)
     for mean, size in parts:
         group = _read(net, mean, size.float(), head)[0][:, 0]
         outside = torch.arange(n, device=rows.device) >= size.unsqueeze(1)
-        scatter = spread.masked_fill(outside, torch.nan).nanmedian(1).values
-        largest = torch.maximum(largest, excess(group, whole, scatter))
+        typical = centre.masked_fill(outside, torch.nan).nanmedian(1).values
+        largest = torch.maximum(largest, excess(torch.minimum(group, typical), whole, single))
     return largest
 
 

@@ -65,6 +65,6 @@ def excess(group: Tensor, whole: Tensor, scatter: Tensor) -> Tensor:
 
     Args:
         group, whole: ln(epsilon) in Linf, which orders inputs in either norm; of one shape.
-        scatter: typical standard deviation of ln(epsilon) of one input of the group, of that shape.
+        scatter: typical standard deviation of ln(epsilon) of one input of the whole, of that shape.
     """
     return (group - whole) / scatter

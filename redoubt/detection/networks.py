@@ -15,6 +15,8 @@ PIXELS = 63     # numbers of pixel evidence kept for each input: a learned proje
 CERTAINTY = 3   # numbers in `certainty`
 EVIDENCE = PIXELS + 1   # and, behind them, the model's evidence: log odds of an attack; 0 where it was not asked
 NORMS = ("Linf", "L2")   # the order of the strength network's outputs
+LOGITS = 3   # of the strength network: that the norm is L2, that the changes are harmless, that they are coarse
+COARSENESS = 2   # which of them is the last
 SPREAD_FLOOR = 0.02   # no estimate of ln(epsilon) is trusted beyond this
 
 
@@ -107,7 +109,7 @@ class StrengthNet(nn.Module):
         self.project = nn.Linear(count, PIXELS - 1)
         self.heads = nn.Sequential(
             _Stack(heads, PIXELS + 1, hidden), nn.GELU(), _Stack(heads, hidden, hidden), nn.GELU(),
-            _Stack(heads, hidden, 2 * len(NORMS) + 2),
+            _Stack(heads, hidden, 2 * len(NORMS) + LOGITS),
         )
 
     def inputs(self, features: Tensor, logit: Tensor) -> Tensor:
@@ -129,9 +131,9 @@ class StrengthNet(nn.Module):
             n: inputs behind each mean, [B].
 
         Returns:
-            For each fold: ln(epsilon) in each norm's unit and its standard deviation, both [folds, B, norms], and two
-            logits, [folds, B, 2]: that the norm is L2, and that the changes are harmless. While learning, the same for
-            each head, [members x folds, ...], of which head h belongs to fold h % folds.
+            For each fold: ln(epsilon) in each norm's unit and its standard deviation, both [folds, B, norms], and
+            logits, [folds, B, LOGITS]: that the norm is L2, that the changes are harmless, and that they are coarse.
+            While learning, the same for each head, [members x folds, ...], of which head h belongs to fold h % folds.
         """
         size = n.clamp(1, 64).log().unsqueeze(-1) / math.log(64)
         out = self.heads(torch.cat([pooled, size], -1).expand(self.folds * self.members, -1, -1))
@@ -145,16 +147,18 @@ class StrengthNet(nn.Module):
         return centre.mean(0), variance.sqrt(), logits.mean(0)
 
 
-def widen(centre: Tensor, spread: Tensor, levels: int) -> Tensor:
-    """Standard deviation of ln(epsilon) with what no network can know: rounding to the lattice, and a floor.
+def widen(spread: Tensor) -> Tensor:
+    """The network's own standard deviation of ln(epsilon), any shape, kept above a floor."""
+    return (spread.square() + SPREAD_FLOOR**2).sqrt()
+
+
+def scatter(centre: Tensor, spread: Tensor, levels: int) -> Tensor:
+    """What single inputs may differ in without being of two strengths: their spread, and the step of the lattice.
 
     Args:
-        centre, spread: ln(epsilon) and the network's own standard deviation of it, [..., 2] for (Linf, L2).
+        centre, spread: ln(epsilon) in Linf and its standard deviation, of one shape.
 
     Returns:
-        The same shape. Half a level, spread evenly, has a standard deviation of level / sqrt(12); in L2 the roundings
-        of many pixels average out.
+        Standard deviation of ln(epsilon), of that shape; one level, spread evenly, has one of level / sqrt(12).
     """
-    rounding = 1 / (levels * math.sqrt(12)) / centre.exp()
-    rounding = torch.stack([rounding[..., 0], torch.zeros_like(rounding[..., 1])], -1)
-    return (spread.square() + rounding.square() + SPREAD_FLOOR**2).sqrt()
+    return (spread.square() + (1 / (levels * math.sqrt(12)) / centre.exp()).square()).sqrt()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from redoubt.attacks import fgsm, momentum_pgd, on_lattice, pgd, shaped
+from redoubt.detection.benign import blur
 from redoubt.detection.features import features
 from redoubt.detection.scoring import NEAR, Examples
 from redoubt.detection.witness import MEASURES, measured
@@ -22,6 +23,7 @@ from redoubt.training.loop import use_bfloat16
 
 ASKED = 4   # inputs of each attack block that the model is asked about
 KINDS = ("fgsm", "step", "pgd", "climb", "momentum", "transfer", "smooth", "cells")
+_SMOOTH = 0.85   # of a change's length is left by the mean over 3 x 3 pixels, then it counts as coarse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +33,19 @@ class Block:
     Attributes:
         x: adversarial inputs, float [n, C, S, S] in [0, 1].
         clean: the pictures that they were made from.
+        rows: which of all given pictures these are, [n].
         threat: norm and epsilon that the attacker was given.
+        stored: whether the pictures were rounded to whole levels.
+        strength: the epsilon that arrived: of stored ones in Linf a whole number of levels.
         kind: one of `KINDS`.
     """
 
     x: Tensor
     clean: Tensor
+    rows: Tensor
     threat: ThreatModel
+    stored: bool
+    strength: float
     kind: str
 
 
@@ -88,9 +96,12 @@ def rehearse(
         rows = dice.rows(len(x), size).to(x.device)
         with precision:
             x_adv = _attack(kind, model, surrogates, x[rows], y[rows], threat, dice)
-        if dice.chance(0.75):
+        stored, strength = dice.chance(0.75), value
+        if stored:
             x_adv = on_lattice(x_adv, levels)
-        yield Block(x=x_adv.float(), clean=x[rows], threat=threat, kind=kind)
+            strength = max(1, round(value * levels)) / levels if norm == "Linf" else value
+        yield Block(x=x_adv.float(), clean=x[rows], rows=rows, threat=threat, stored=stored, strength=strength,
+                    kind=kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +112,10 @@ class Rehearsal:
         seen: features [B, n, F].
         attacked: the pictures, [B n] of them; those that are no attack weigh nothing.
         near: pictures just across a boundary.
+        rows: which picture each attacked one was made from, [B, n].
         real: bool [B, n], whether the attack did anything.
-        log_epsilon, norm, kind: [B], as in `Rehearsed`.
+        log_epsilon, norm, kind, coarse: [B], as in `Rehearsed`.
+        stored: [B], whether the pictures were rounded to whole levels.
         asked: the model's `measures` of the first `ASKED` inputs of each block, [B, m, MEASURES]; [0, 0, MEASURES] if
             it was not asked.
     """
@@ -110,10 +123,13 @@ class Rehearsal:
     seen: Tensor
     attacked: Examples
     near: Examples
+    rows: Tensor
     real: Tensor
     log_epsilon: Tensor
     norm: Tensor
     kind: Tensor
+    coarse: Tensor
+    stored: Tensor
     asked: Tensor
 
     @property
@@ -136,27 +152,36 @@ def rehearse_all(
         size: pictures in a block.
         asks: whether to take the model's `measures`.
     """
-    seen, attacked, near, asked, real, facts = [], [], [], [], [], []
+    seen, attacked, near, rows, asked, real, facts = [], [], [], [], [], [], []
     for index, (norm, blocks, epsilon) in enumerate(plans):
         for block in rehearse(model, surrogates, x, y, blocks=blocks, size=size, levels=levels, norm=norm,
                               epsilon=epsilon, seed=seed + index):
             seen.append(features(block.x))
             attacked.append(Examples.of(model, block.x, 1.0))
+            rows.append(block.rows)
             asked.append(block.x[:ASKED])
             # A saturated softmax has no gradient: such an input stays as it was and is no attack.
             real.append(block.threat.size(block.x - block.clean) > 0.4 * block.threat.epsilon)
-            facts.append((math.log(block.threat.epsilon), index, KINDS.index(block.kind)))
+            change = (block.x - block.clean)[real[-1]]
+            facts.append((math.log(block.strength), index, KINDS.index(block.kind), _coarse(change), block.stored))
             if norm == "L2" or len(facts) % 2:
                 crossed = across(model, block, inside=len(near) % 2 == 1)
                 sent = on_lattice(crossed, levels) if len(near) % 5 else crossed   # four in five, as most that is sent
                 near.append(Examples.of(model, sent, NEAR))
-    logs, norms, kinds = zip(*facts, strict=True)
+    logs, norms, kinds, coarse, stored = zip(*facts, strict=True)
     return Rehearsal(
-        seen=torch.stack(seen), attacked=Examples.joined(attacked), near=Examples.joined(near), real=torch.stack(real),
-        log_epsilon=torch.tensor(logs, device=x.device), norm=torch.tensor(norms, device=x.device),
-        kind=torch.tensor(kinds, device=x.device),
+        seen=torch.stack(seen), attacked=Examples.joined(attacked), near=Examples.joined(near),
+        rows=torch.stack(rows), real=torch.stack(real), log_epsilon=torch.tensor(logs, device=x.device),
+        norm=torch.tensor(norms, device=x.device), kind=torch.tensor(kinds, device=x.device),
+        coarse=torch.tensor(coarse, device=x.device), stored=torch.tensor(stored, device=x.device),
         asked=measured(model, torch.cat(asked)).unflatten(0, (len(asked), -1)) if asks else x.new_zeros(0, 0, MEASURES),
     )
+
+
+def _coarse(change: Tensor) -> bool:
+    """Whether changes [n, C, S, S] stretch over several pixels, most of them; n may be 0."""
+    left = blur(change).flatten(1).norm(dim=1) / change.flatten(1).norm(dim=1).clamp_min(1e-9)
+    return len(left) > 0 and left.median().item() > _SMOOTH
 
 
 def _attack(kind: str, model, surrogates, x: Tensor, y: Tensor, threat: ThreatModel, dice: Dice) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ CLEAN, FLOAT, CHANGED, RANDOM = 4.0, 1.0, 0.3, 0.01   # what one picture of each
 NEAR = 0.35          # the same of one that lies just across a boundary, where an attack weighs 1
 _STRUCTURED = ("stripes", "coarse")   # noise with the texture of black-box search: scored as it comes
 _RATE, _DECAY, _BATCH = 3e-3, 0.05, 256
+_SEEN, _PAIRS = 160, 80   # a step learns from so many pictures as they were made, and so many pairs beside them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +76,17 @@ def harmless(model: nn.Module, x: Tensor, *, levels: int, most: int, generator: 
     return Examples.joined(parts)
 
 
-def fit_scorer(attacked: Examples, changed: Examples, *, seed: int, steps: int) -> Scorer:
+def fit_scorer(
+    attacked: Examples, changed: Examples, pairs: Callable[[int, torch.Generator], tuple[Tensor, Tensor]], *,
+    seed: int, steps: int,
+) -> Scorer:
     """Learn to tell attacked pictures from the others.
+
+    Half of each step are pairs whose pictures differ in nothing but the change: so the network learns the change, and
+    cannot learn by heart the few pictures that were attacked.
+
+    Args:
+        pairs: gives n attacked pictures and behind them the same ones clean, as `Changes.pairs` does.
 
     Returns:
         The scorer, in eval mode; its logits mean nothing before a threshold is set.
@@ -95,10 +106,15 @@ def fit_scorer(attacked: Examples, changed: Examples, *, seed: int, steps: int) 
     optimizer = torch.optim.AdamW(learned, lr=_RATE, weight_decay=_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
+    which = (torch.arange(2 * _PAIRS, device=data.x.device) < _PAIRS).float()
+    alike = torch.ones_like(which)
     for _ in range(steps):
-        rows = torch.randint(len(data.x), (_BATCH,), generator=generator).to(data.x.device)
-        x = _turned(data.x[rows].float(), generator).contiguous(memory_format=torch.channels_last)
-        loss = F.binary_cross_entropy_with_logits(scorer(x, data.sure[rows]), label[rows], weight=weight[rows])
+        rows = torch.randint(len(data.x), (_SEEN,), generator=generator).to(data.x.device)
+        paired, sure = pairs(_PAIRS, generator)
+        x = _turned(torch.cat([data.x[rows].float(), paired]), generator).contiguous(memory_format=torch.channels_last)
+        logit = scorer(x, torch.cat([data.sure[rows], sure]))
+        loss = F.binary_cross_entropy_with_logits(
+            logit, torch.cat([label[rows], which]), weight=torch.cat([weight[rows], alike]))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

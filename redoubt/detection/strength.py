@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redoubt.detection.detector import LEVELS, NORM_MINIMUM, SIZES
-from redoubt.detection.networks import NORMS, StrengthNet, widen
+from redoubt.detection.bounds import LEVELS, SIZES, calibrated
+from redoubt.detection.detector import NORM_MINIMUM
+from redoubt.detection.networks import COARSENESS, NORMS, StrengthNet, widen
 from redoubt.detection.rehearsal import KINDS
 
 HARMLESS = len(NORMS)   # in the place of a norm: a block of pictures that were changed without malice
@@ -27,9 +28,11 @@ class Rehearsed:
     Attributes:
         inputs: float [B, n, F + 1], as `StrengthNet.inputs` gives them.
         usable: bool [B, n], whether the picture may stand in a campaign.
-        log_epsilon: float [B], ln(epsilon) in the unit of the block's norm; without meaning where harmless.
+        log_epsilon: float [B], ln of the epsilon that arrived, in the unit of the block's norm; without meaning where
+            harmless.
         norm: int [B], index into `networks.NORMS`, or `HARMLESS`.
         kind: int [B], index into `rehearsal.KINDS`, or into `rehearsal.BENIGN` where harmless.
+        coarse: bool [B], whether the change stretches over several pixels; without meaning where harmless.
     """
 
     inputs: Tensor
@@ -37,6 +40,11 @@ class Rehearsed:
     log_epsilon: Tensor
     norm: Tensor
     kind: Tensor
+    coarse: Tensor
+
+    def first(self, n: int) -> Rehearsed:
+        """The same blocks of their first n pictures."""
+        return replace(self, inputs=self.inputs[:, :n], usable=self.usable[:, :n])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +90,9 @@ def fold_of(block: Tensor, folds: int) -> Tensor:
     return block // len(KINDS) % folds
 
 
-def fit_strength(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, *, levels: int, seed: int, steps: int) -> None:
-    """Teach `net` ln(epsilon) and its spread by maximum likelihood, and norm and harmlessness, on drawn campaigns."""
+def fit_strength(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, *, seed: int, steps: int) -> None:
+    """Teach `net` ln(epsilon) and its spread by maximum likelihood, and norm, harmlessness and coarseness, on drawn
+    campaigns."""
     generator = torch.Generator().manual_seed(seed)
     count, most = blocks.usable.shape
     # Sizes from 1 to the whole block, evenly in the logarithm, the whole block twice as likely.
@@ -99,7 +108,7 @@ def fit_strength(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, *, level
             pool[torch.randint(len(pool), (share,), generator=generator).to(pool.device)]
             for pool, share in zip(pools, (CAMPAIGNS, CAMPAIGNS // 3), strict=True)
         ])
-        loss = _loss(net, campaigns.mean[rows], campaigns.n[rows], blocks, campaigns.block[rows], levels)
+        loss = _loss(net, campaigns.mean[rows], campaigns.n[rows], blocks, campaigns.block[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -107,34 +116,34 @@ def fit_strength(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, *, level
     net.eval().requires_grad_(False)
 
 
-def _loss(net: StrengthNet, mean: Tensor, n: Tensor, blocks: Rehearsed, block: Tensor, levels: int) -> Tensor:
+def _loss(net: StrengthNet, mean: Tensor, n: Tensor, blocks: Rehearsed, block: Tensor) -> Tensor:
     """Mean over heads and campaigns; each head leaves out the blocks of its fold."""
     centre, spread, logits = net(net.evidence(mean), n)
     norm, truth = blocks.norm[block], blocks.log_epsilon[block]
     attacked = norm != HARMLESS
     own = norm.clamp_max(HARMLESS - 1).view(1, -1, 1).expand(len(centre), -1, 1)
-    spread = widen(centre.detach(), spread, levels)
+    spread = widen(spread)
     error, spread = truth - centre.gather(2, own)[..., 0], spread.gather(2, own)[..., 0]
     loss = ((error / spread).square() / 2 + spread.log()) * attacked
-    target = torch.stack([(norm == 1).float(), (~attacked).float()], -1).expand_as(logits)
+    target = torch.stack([norm == 1, ~attacked, blocks.coarse[block]], -1).float().expand_as(logits)
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    loss = loss + 0.3 * entropy[..., 0] * attacked + entropy[..., 1]
+    loss = loss + 0.3 * (entropy[..., 0] + entropy[..., COARSENESS]) * attacked + entropy[..., 1]
     own_fold = torch.arange(len(centre), device=block.device).unsqueeze(1) % net.folds
     return (loss * (fold_of(block, net.folds).unsqueeze(0) != own_fold)).mean()
 
 
 @torch.no_grad()
-def calibrate(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, *, levels: int, seed: int):
+def calibrate(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, *, seed: int):
     """Quantiles of the scaled error on blocks that a head did not learn from, and when to believe the two logits.
 
     Returns:
-        The quantiles [norm][size][level] for `detector.SIZES` and `detector.LEVELS`, which hold for each kind of attack
-        by itself, so that the bias between kinds is inside; the logit that at most
+        Quantiles [norm][size][grain][level] for `bounds.SIZES` and `bounds.LEVELS`, as `bounds.calibrated` gives them:
+        for each kind of attack by itself, so that the bias between kinds is inside; the logit that at most
         `NORM_RISK` of held-out Linf campaigns exceed for L2, since taking one for the other starts a needless retrain;
         and the same for attacks taken for harmless. Neither is below 0.
     """
     generator = torch.Generator().manual_seed(seed + 1)
-    table = torch.zeros(len(NORMS), len(SIZES), len(LEVELS))
+    table = torch.zeros(len(NORMS), len(SIZES), 2, len(LEVELS))
     as_l2, as_harmless = [], []
     for column, size in enumerate(SIZES):
         sizes = [torch.full((len(blocks.norm),), float(size))] * 4
@@ -144,24 +153,14 @@ def calibrate(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, *, levels: 
         rows = torch.arange(len(norm), device=norm.device)
         head = fold_of(campaigns.block, net.folds)
         centre, logits = centre[head, rows], logits[head, rows]
-        error = (truth.unsqueeze(1) - centre) / widen(centre, spread[head, rows], levels)
+        error = (truth.unsqueeze(1) - centre) / widen(spread[head, rows])
         for index in range(len(NORMS)):
-            if (norm == index).any():
-                kind = blocks.kind[campaigns.block][norm == index].cpu()
-                table[index, column] = _widest(error[norm == index, index].cpu(), kind)
+            own = norm == index
+            if own.any():
+                facts = error[own, index], logits[own, COARSENESS], blocks.kind[campaigns.block][own]
+                table[index, column] = calibrated(*(fact.cpu() for fact in facts))
         if size >= NORM_MINIMUM:
             as_l2.append(logits[norm == 0, 0])
             as_harmless.append(logits[norm != HARMLESS, 1])
     bounds = [max(0.0, torch.cat(part).quantile(1 - NORM_RISK).item()) for part in (as_l2, as_harmless)]
-    return table.tolist(), *bounds
-
-
-def _widest(error: Tensor, kind: Tensor) -> Tensor:
-    """Quantiles of `error` [M] at `detector.LEVELS`, for the kind [M] whose mean error lies farthest out.
-
-    A kind has too few blocks for a 99 % quantile of its own: scatter is pooled over kinds, bias is taken at its worst.
-    """
-    bias = torch.stack([error[kind == one].mean() for one in kind.unique()])
-    scatter = torch.cat([error[kind == one] - error[kind == one].mean() for one in kind.unique()])
-    levels = torch.tensor(LEVELS)
-    return scatter.quantile(levels) + torch.where(levels < 0.5, bias.min(), bias.max())
+    return table, *bounds

@@ -125,12 +125,13 @@ def test_fitting_is_repeatable_and_leaves_the_model_alone(digits, digits_model):
     assert [row["step"] for row in steps] == ["surrogates", "rehearsal", "scorer", "strength", "witness"]
 
 
-def test_colour_and_odd_sizes_fit():
+@pytest.mark.parametrize("moved", [0, 2])
+def test_colour_and_odd_sizes_fit(moved):
     torch.manual_seed(0)
     model = build(Architecture(name="compact-cnn", num_classes=2, channels=3, size=11, mean=(0.5,) * 3, std=(0.2,) * 3))
     x, y = torch.rand(40, 3, 11, 11), torch.arange(40) % 2
     detector = fit(model.eval(), (x, y), (torch.rand(32, 3, 11, 11), y[:32]), levels=255,
-                   config=FitConfig(blocks=64, block_size=8, score_steps=20, strength_steps=10))
+                   config=FitConfig(blocks=64, block_size=8, score_steps=20, strength_steps=10, moved=moved))
     assert detector.campaign(detector.assess(x).evidence).n == 40
     with pytest.raises(InvalidInput, match="3"):
         detector.assess(x[:, :1])

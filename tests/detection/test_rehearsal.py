@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from redoubt.attacks import on_lattice, pgd
-from redoubt.detection.rehearsal import Block, across, rehearse_all
+from redoubt.detection.rehearsal import Block, _coarse, across, rehearse, rehearse_all
 from redoubt.detection.surrogates import fit_surrogates
 from redoubt.threat import ThreatModel
 
@@ -17,7 +17,8 @@ LEVELS = 16
 def block(digits, digits_model):
     x, y = (part[:64] for part in digits.tensors("detector_fit"))
     threat = ThreatModel("Linf", 0.3)
-    return Block(x=pgd(digits_model, x, y, threat, steps=10), clean=x, threat=threat, kind="pgd")
+    return Block(x=pgd(digits_model, x, y, threat, steps=10), clean=x, rows=torch.arange(64), threat=threat,
+                 stored=False, strength=0.3, kind="pgd")
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -46,3 +47,46 @@ def test_four_in_five_near_blocks_lie_on_the_lattice(digits, digits_model):
     stored = (x - on_lattice(x, LEVELS)).abs().flatten(1).amax(1) < 1e-3
     assert len(x) > 200
     assert 0.7 < stored.float().mean() < 0.9
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_the_strength_that_arrives_is_told_apart_from_the_one_that_was_set(digits, digits_model, norm):
+    x, y = digits.tensors("detector_fit")
+    surrogates, seen = fit_surrogates(digits_model, x, seed=0, epochs=2), set()
+    span = (0.05, 0.4) if norm == "Linf" else (0.4, 1.2)
+    for block in rehearse(digits_model, surrogates, x, y, blocks=64, size=16, levels=LEVELS, norm=norm, epsilon=span,
+                          seed=1):
+        assert torch.equal(block.clean, x[block.rows])
+        stored = bool(((block.x - on_lattice(block.x, LEVELS)).abs().max() < 1e-6).item())
+        assert block.stored or not stored
+        seen.add(block.stored)
+        if norm == "L2" or not block.stored:
+            assert block.strength == block.threat.epsilon
+        else:   # a whole number of levels, at most half a level from what was set, and never exceeded
+            assert block.strength * LEVELS == pytest.approx(round(block.strength * LEVELS))
+            assert abs(block.strength - block.threat.epsilon) <= 0.5001 / LEVELS
+            assert (block.x - block.clean).abs().max().item() <= block.strength + 1e-5
+    assert seen == {True, False}
+
+
+def test_what_arrived_is_what_strength_is_learned_from(digits, digits_model):
+    x, y = digits.tensors("detector_fit")
+    plans = (("Linf", 48, (0.05, 0.45)), ("L2", 24, (0.5, 1.2)))
+    made = rehearse_all(digits_model, fit_surrogates(digits_model, x, seed=0, epochs=2), x, y, plans=plans, size=16,
+                        levels=LEVELS, asks=False, seed=3)
+    sent = made.attacked.x.float().unflatten(0, made.real.shape)
+    steps = made.log_epsilon.exp() * LEVELS
+    whole, linf = (steps - steps.round()).abs() < 1e-3, made.norm == 0
+    assert torch.equal(whole[linf], made.stored[linf]) and not whole[~linf].any()
+    size = (sent - x[made.rows]).abs().flatten(1).amax(1) * LEVELS   # the largest change of any pixel
+    assert bool((size <= steps + 0.01)[linf].all()) and (size / steps)[linf].median().item() > 0.98
+
+
+def test_what_stretches_over_many_pixels_is_called_coarse():
+    generator = torch.Generator().manual_seed(0)
+    fine = torch.randn(8, 3, 32, 32, generator=generator).sign()
+    squares = fine[..., :4, :4].repeat_interleave(8, 2).repeat_interleave(8, 3)
+    assert not _coarse(fine) and _coarse(squares)
+    assert not _coarse(torch.cat([fine, squares[:3]])) and _coarse(torch.cat([squares, fine[:3]]))   # most of them
+    assert not _coarse(torch.zeros(4, 1, 8, 8)) and not _coarse(torch.zeros(0, 1, 8, 8))
+    assert _coarse(torch.ones(4, 1, 8, 8))   # edges are no grain

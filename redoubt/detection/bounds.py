@@ -1,0 +1,78 @@
+"""From a reading of ln(epsilon) and its spread to bounds of stated coverage."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+SIZES = (1, 4, 16, 32)           # campaign sizes at which bounds are calibrated; in smaller blocks, the block's
+LEVELS = (0.01, 0.05, 0.95, 0.99)   # quantiles of the scaled error, kept for each norm, size and grain
+FINE, COARSE = 0, 1
+SURELY_FINE = -1.5   # the logit of coarseness below which a campaign is judged by the errors of fine ones
+_ENOUGH = 400   # held-out campaigns, four of a block, without which a grain has no 99 % quantile of its own
+_KIND = 40      # of one kind in a grain: what strayed into the other grain has no bias, only noise
+
+
+def grain(coarse: Tensor) -> Tensor:
+    """`FINE` or `COARSE` of logits of coarseness, any shape.
+
+    A change that is smooth over many pixels, or made of squares, hides in what pictures hold anyway. How its strength
+    is misread says little of how that of fine ones is.
+    """
+    return torch.where(coarse < SURELY_FINE, FINE, COARSE)
+
+
+def calibrated(error: Tensor, coarse: Tensor, kind: Tensor) -> Tensor:
+    """Quantiles of a scaled error by grain (Mondrian conformal prediction: Vovk, Gammerman & Shafer 2005).
+
+    Args:
+        error: (ln epsilon - estimate) / spread on held-out campaigns, [M].
+        coarse: their logit of coarseness, [M].
+        kind: their kind of attack, [M].
+
+    Returns:
+        [2, LEVELS]: of fine ones their own, of coarse ones whichever lies farther out, their own or that of all. Of all
+        for both where either has too few.
+    """
+    fine, every = grain(coarse) == FINE, _widest(error, kind, 1)
+    if min(fine.sum(), (~fine).sum()) < _ENOUGH:
+        return every.repeat(2, 1)
+    own = [_widest(error[rows], kind[rows], _KIND) for rows in (fine, ~fine)]
+    return torch.stack([own[0], wider(own[1], every)])
+
+
+def wider(one: Tensor, other: Tensor) -> Tensor:
+    """Of two tables [..., LEVELS] the entries that lie farther out."""
+    return torch.where(torch.tensor(LEVELS) < 0.5, torch.minimum(one, other), torch.maximum(one, other))
+
+
+def _widest(error: Tensor, kind: Tensor, least: int) -> Tensor:
+    """Quantiles of `error` [M] at `LEVELS`, for the kind [M] whose mean error lies farthest out.
+
+    A kind has too few blocks for a 99 % quantile of its own: scatter is pooled over kinds, bias is taken at its worst.
+    Kinds of fewer than `least` count as scatter about the mean of all.
+    """
+    bias, scatter = [error.mean()], error - error.mean()
+    for one in kind.unique():
+        rows = kind == one
+        if rows.sum() >= least:
+            bias.append(error[rows].mean())
+            scatter[rows] = error[rows] - bias[-1]
+    bias = torch.stack(bias)
+    levels = torch.tensor(LEVELS)
+    return scatter.quantile(levels) + torch.where(levels < 0.5, bias.min(), bias.max())
+
+
+def scaled_error(table: Tensor, coarse: Tensor, n: int) -> Tensor:
+    """Quantiles of the scaled error of readings with those logits of coarseness [...] over n inputs: [..., LEVELS].
+
+    Args:
+        table: [SIZES, 2, LEVELS], what `calibrated` gives for each size; between two sizes the value lies between
+            theirs by the logarithm of n.
+    """
+    at, place = math.log(min(max(n, SIZES[0]), SIZES[-1])), [math.log(size) for size in SIZES]
+    right = next(i for i in range(1, len(place)) if at <= place[i])
+    share = (at - place[right - 1]) / (place[right] - place[right - 1])
+    return (table[right - 1] * (1 - share) + table[right] * share)[grain(coarse)]
