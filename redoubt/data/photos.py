@@ -1,11 +1,13 @@
 """Small colour pictures without a download: patches of the photographs that scikit-learn and scikit-image ship.
 
 The class is the photograph. Patches overlap inside a block of it; blocks lie at least `GAP` pixels apart, so that
-splits made by block share no pixel and no edge. What such a benchmark can show is how a system treats real texture.
+splits made by block share no pixel and no edge. Once it is settled which blocks are held out, training may take what
+lies between its own blocks, too. What such a benchmark can show is how a system treats real texture.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import numpy as np
 from redoubt.errors import InvalidInput
 
 SIZE, STRIDE, BLOCK, GAP = 32, 4, 48, 32   # pixels: a patch, from one to the next, a block of patches, between blocks
-MOST_BLOCKS = 60                           # of one photograph, so that large ones do not rule
+MOST_BLOCKS, MOST_BETWEEN = 60, 1500       # blocks of one photograph, and patches between them: large ones do not rule
 PHOTOGRAPHS = {
     "china": "sklearn", "flower": "sklearn", "astronaut": "skimage", "chelsea": "skimage", "coffee": "skimage",
     "hubble_deep_field": "skimage", "ihc": "skimage", "motorcycle_left": "skimage", "retina": "skimage",
@@ -29,17 +31,46 @@ def cut_patches() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         InvalidInput: when a package is not installed, or its photograph is missing.
     """
     patches, labels, blocks = [], [], []
-    for label, (name, package) in enumerate(PHOTOGRAPHS.items()):
-        picture = _read(name, package)
+    for block, (label, picture, top, left) in enumerate(_blocks()):
+        cut = _cut(picture[:, top : top + BLOCK, left : left + BLOCK])
+        patches.append(cut)
+        blocks.append(np.full(len(cut), block))
+        labels.append(np.full(len(cut), label))
+    return np.concatenate(patches), np.concatenate(labels), np.concatenate(blocks)
+
+
+def cut_between(held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Patches that lie at least `GAP` pixels from each block `held_out` (row numbers as in `cut_patches`), and are none
+    of its own: uint8 [M, 3, 32, 32], and their labels [M]."""
+    patches, labels, blocks = [], [], list(_blocks())
+    for label, picture in enumerate(_photographs()):
+        tops, lefts = (np.arange(STRIDE // 2, side - SIZE + 1, STRIDE) for side in picture.shape[1:])
+        free = np.ones((len(tops), len(lefts)), bool)
+        for _, _, top, left in (blocks[block] for block in held_out if blocks[block][0] == label):
+            free &= ~(_near(tops, top)[:, None] & _near(lefts, left))
+        chosen = np.random.default_rng(label).permutation(np.argwhere(free))[:MOST_BETWEEN]
+        patches += [picture[:, top : top + SIZE, left : left + SIZE] for top, left in
+                    zip(tops[chosen[:, 0]], lefts[chosen[:, 1]], strict=True)]
+        labels.append(np.full(len(chosen), label))
+    return np.stack(patches), np.concatenate(labels)
+
+
+def _near(starts: np.ndarray, block: int) -> np.ndarray:
+    """Which patches begin nearer than `GAP` to a block, along one axis."""
+    return (starts + SIZE + GAP > block) & (starts < block + BLOCK + GAP)
+
+
+def _blocks() -> Iterator[tuple[int, np.ndarray, int, int]]:
+    """Of each block its label, its photograph, and its top and left."""
+    for label, picture in enumerate(_photographs()):
         corners = [(top, left) for top in range(0, picture.shape[1] - BLOCK + 1, BLOCK + GAP)
                    for left in range(0, picture.shape[2] - BLOCK + 1, BLOCK + GAP)]
         chosen = np.random.default_rng(label).permutation(len(corners))[:MOST_BLOCKS]
-        for top, left in (corners[i] for i in sorted(chosen)):
-            cut = _cut(picture[:, top : top + BLOCK, left : left + BLOCK])
-            patches.append(cut)
-            blocks.append(np.full(len(cut), len(blocks)))
-            labels.append(np.full(len(cut), label))
-    return np.concatenate(patches), np.concatenate(labels), np.concatenate(blocks)
+        yield from ((label, picture, *corners[i]) for i in sorted(chosen))
+
+
+def _photographs() -> Iterator[np.ndarray]:
+    return (_read(name, package) for name, package in PHOTOGRAPHS.items())
 
 
 def _cut(block: np.ndarray) -> np.ndarray:

@@ -55,8 +55,9 @@ def prepare(
 
     A source without a test file of its own gives a sixth of its pictures to `test` first. The shuffle depends on
     `seed` alone; pictures of one group stay together, and splits then differ from their sizes by part of a group.
-    `limit` keeps that many training pictures (and a sixth as many for test), for quick trials. `request` is
-    what a later run must ask for to get the same data; it is kept, but is no part of the checksum.
+    `limit` keeps that many training pictures (and a sixth as many for test), for quick trials; without it, `train` also
+    takes what the source has `further`. `request` is what a later run must ask for to get the same data; it is kept,
+    but is no part of the checksum.
     """
     order, mixed = _shuffled(source, seed), np.random.default_rng(seed)
     test = (source.test_images, source.test_labels)
@@ -76,7 +77,10 @@ def prepare(
         # Sorted rows of groups would come class by class, and the first n of a split are often all that is looked at.
         rows = np.sort(order[start:end]) if source.groups is None else mixed.permutation(order[start:end])
         start = end
-        splits[name] = _write(folder, name, source.train_images[rows], source.train_labels[rows])
+        chosen = source.train_images[rows], source.train_labels[rows]
+        if name == "train" and source.further and limit is None:
+            chosen = _with_further(source, rows, seed)
+        splits[name] = _write(folder, name, *chosen)
     splits["test"] = _write(folder, "test", *test)
 
     fit = np.load(folder / "train.images.npy", mmap_mode="r")
@@ -119,6 +123,14 @@ def _whole_groups(source: Source, order: np.ndarray, cut: int) -> int:
         return cut
     ends = np.flatnonzero(np.diff(source.groups[order], append=-1)) + 1
     return int(ends[np.abs(ends - cut).argmin()])
+
+
+def _with_further(source: Source, rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures and labels of `rows` and what the source has for training besides, mixed."""
+    more = source.further(np.setdiff1d(source.groups, source.groups[rows]))
+    order = np.random.default_rng(seed).permutation(len(rows) + len(more[1]))
+    return tuple(np.concatenate(part)[order] for part in
+                 zip((source.train_images[rows], source.train_labels[rows]), more, strict=True))
 
 
 def _write(folder: Path, split: str, images: np.ndarray, labels: np.ndarray) -> dict:

@@ -16,12 +16,13 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from redoubt.data.photos import PHOTOGRAPHS, cut_patches
+from redoubt.data.photos import PHOTOGRAPHS, cut_between, cut_patches
 from redoubt.errors import InvalidInput
 from redoubt.names import SCHEMES
 
@@ -45,6 +46,8 @@ class Source:
         levels: the largest value that a pixel can have; pixel / levels lies in [0, 1].
         groups: int64 [N] of training pictures that belong together, such as parts of one photograph: `prepare` never
             divides a group between splits.
+        further: given the groups that are not for training, gives more pictures and labels that are, and that have
+            nothing in common with those groups.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Source:
     test_labels: np.ndarray | None = None
     levels: int = 255
     groups: np.ndarray | None = None
+    further: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
 
     def __post_init__(self) -> None:
         parts = [("training", self.train_images, self.train_labels)]
@@ -100,7 +104,8 @@ def load_source(dataset: str, data_dir: str | Path | None = None, *, size: int |
         return _digits()
     if dataset == "photo-patches":
         images, labels, groups = cut_patches()
-        return Source(name=dataset, classes=tuple(PHOTOGRAPHS), train_images=images, train_labels=labels, groups=groups)
+        return Source(name=dataset, classes=tuple(PHOTOGRAPHS), train_images=images, train_labels=labels, groups=groups,
+                      further=cut_between)
     if dataset in _IDX:
         return _idx(dataset, root)
     if dataset in ("cifar10", "cifar100"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,3 +175,23 @@ def test_groups_of_every_class_reach_every_split(tmp_path):
             counts = np.bincount(prepared.arrays(split)[1], minlength=3) / 5
             expected = counts.sum() * np.array([120, 90, 30]) / 240
             assert (np.abs(counts - expected) <= 2).all(), (split, counts)
+
+
+def test_training_takes_what_the_source_has_besides_and_no_other_split_changes(tmp_path):
+    groups, asked = np.arange(900) // 7, []
+
+    def further(held_out):
+        asked.append(set(held_out.tolist()))
+        return numbered(150, 900)
+
+    images, labels = numbered(900)
+    plain = Source(name="numbered", classes=("a", "b", "c"), train_images=images, train_labels=labels, groups=groups)
+    without = prepare(plain, tmp_path / "without", seed=5)
+    with_more = prepare(replace(plain, further=further), tmp_path / "with", seed=5)
+    assert asked == [set(groups.tolist()) - {number // 7 for number in numbers(without, "train")}]
+    assert numbers(with_more, "train") == numbers(without, "train") | set(range(900, 1050))
+    assert all(numbers(with_more, split) == numbers(without, split) for split in SPLITS if split != "train")
+    first = with_more.arrays("train")[0][:100, 0, 0, :2].astype(int) @ [256, 1]
+    assert 5 < (first >= 900).sum() < 60   # mixed
+    prepare(replace(plain, further=further), tmp_path / "few", seed=5, limit=450)
+    assert len(asked) == 1   # a quick trial stays small

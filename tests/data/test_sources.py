@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from redoubt.data import load_source
+from redoubt.data import load_source, photos
 from redoubt.data import sources as module
 from redoubt.data.sources import read_idx
 from redoubt.errors import InvalidInput
@@ -267,3 +267,28 @@ def test_photo_patches_without_their_package_say_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "skimage" else real(name))
     with pytest.raises(InvalidInput, match="pip install scikit-image"):
         load_source("photo-patches")
+
+
+def test_patches_between_keep_their_distance_from_what_is_held_out(monkeypatch):
+    """On photographs whose pixels tell where they lie."""
+    rows, columns = np.mgrid[:427, :640]
+    where = np.stack([rows % 256, columns % 256, rows // 256 * 16 + columns // 256]).astype(np.uint8)
+    monkeypatch.setattr(photos, "_read", lambda name, package: where)
+    _, labels, blocks = photos.cut_patches()
+    held_out = np.random.default_rng(0).permutation(blocks.max() + 1)[::2]
+    patches, owners = photos.cut_between(held_out)
+    assert (np.bincount(owners) <= photos.MOST_BETWEEN).all() and len(set(owners.tolist())) == 10
+    low = patches[:, :, 0, 0].astype(int)
+    tops, lefts = low[:, 0] + 256 * (low[:, 2] // 16), low[:, 1] + 256 * (low[:, 2] % 16)
+    assert len(set(zip(owners, tops, lefts, strict=True))) == len(patches)
+    corners = [(top, left) for top in range(0, 380, 80) for left in range(0, 593, 80)]
+    for label in range(10):
+        of_label = np.unique(blocks[labels == label])
+        assert len(of_label) == len(corners)
+        for block in np.intersect1d(of_label, held_out):
+            top, left = corners[block - of_label[0]]
+            mine = owners == label
+            down = np.maximum(top - (tops[mine] + 32), tops[mine] - (top + 48))
+            across = np.maximum(left - (lefts[mine] + 32), lefts[mine] - (left + 48))
+            assert np.maximum(down, across).min() >= 32
+    assert ((tops % 80 > 16) | (lefts % 80 > 16)).mean() > 0.5   # most of them lie across what no block reaches
