@@ -22,8 +22,8 @@ from redoubt.data import Prepared
 from redoubt.detection import FitConfig, fit
 from redoubt.detection.bounds import SIZES
 from redoubt.detection.detector import Detector, Settings
+from redoubt.detection.features import feature_count
 from redoubt.detection.networks import Scorer, StrengthNet
-from redoubt.detection.scoring import sight_count
 from redoubt.detection.witness import Witness
 from redoubt.models import Architecture, build
 from redoubt.registry import Registry
@@ -97,7 +97,7 @@ def random_version(folder: Path, architecture: str, channels: int, size: int, se
     )
     model = build(shape).eval()
     write_bundle(folder, model, classes=[str(n) for n in range(10)], threats=())
-    Detector(model, Scorer(channels), StrengthNet(sight_count(channels)), Witness(), Settings(
+    Detector(model, Scorer(channels), StrengthNet(feature_count(channels)), Witness(), Settings(
         channels=channels, levels=255, fpr=0.01, threshold=1e3, null_rate=0.02, calibrated_on=1000,
         chances=[1.0, 1.0, 0.0], l2_logit=0.0, harmless_logit=0.0, attack_logit=0.0, apart=[1.0, 1.0],
         quantiles=[[[[-2.0, -1.0, 1.0, 2.0]] * 2] * len(SIZES)] * 2, lowest=[0.01, 0.1], highest=[0.3, 3.0], asks=True,

@@ -16,6 +16,7 @@ from redoubt.errors import InvalidInput
 
 SIZE, STRIDE, BLOCK, GAP = 32, 4, 48, 32   # pixels: a patch, from one to the next, a block of patches, between blocks
 MOST_BLOCKS, MOST_BETWEEN = 60, 1500       # blocks of one photograph, and patches between them: large ones do not rule
+LEAST = 16   # levels between the darkest and the brightest value of a patch
 PHOTOGRAPHS = {
     "china": "sklearn", "flower": "sklearn", "astronaut": "skimage", "chelsea": "skimage", "coffee": "skimage",
     "hubble_deep_field": "skimage", "ihc": "skimage", "motorcycle_left": "skimage", "retina": "skimage",
@@ -33,6 +34,7 @@ def cut_patches() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     patches, labels, blocks = [], [], []
     for block, (label, picture, top, left) in enumerate(_blocks()):
         cut = _cut(picture[:, top : top + BLOCK, left : left + BLOCK])
+        cut = cut[_textured(cut)]
         patches.append(cut)
         blocks.append(np.full(len(cut), block))
         labels.append(np.full(len(cut), label))
@@ -40,8 +42,8 @@ def cut_patches() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def cut_between(held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Patches that lie at least `GAP` pixels from each block `held_out` (row numbers as in `cut_patches`), and are none
-    of its own: uint8 [M, 3, 32, 32], and their labels [M]."""
+    """Patches at least `GAP` pixels from each block `held_out` (numbered as by `cut_patches`), at places where
+    `cut_patches` cuts none: uint8 [M, 3, 32, 32], and their labels [M]."""
     patches, labels, blocks = [], [], list(_blocks())
     for label, picture in enumerate(_photographs()):
         tops, lefts = (np.arange(STRIDE // 2, side - SIZE + 1, STRIDE) for side in picture.shape[1:])
@@ -49,10 +51,16 @@ def cut_between(held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         for _, _, top, left in (blocks[block] for block in held_out if blocks[block][0] == label):
             free &= ~(_near(tops, top)[:, None] & _near(lefts, left))
         chosen = np.random.default_rng(label).permutation(np.argwhere(free))[:MOST_BETWEEN]
-        patches += [picture[:, top : top + SIZE, left : left + SIZE] for top, left in
-                    zip(tops[chosen[:, 0]], lefts[chosen[:, 1]], strict=True)]
-        labels.append(np.full(len(chosen), label))
-    return np.stack(patches), np.concatenate(labels)
+        places = np.lib.stride_tricks.sliding_window_view(picture, (SIZE, SIZE), (1, 2))
+        cut = places[:, tops[chosen[:, 0]], lefts[chosen[:, 1]]].swapaxes(0, 1)
+        patches.append(cut[_textured(cut)])
+        labels.append(np.full(len(patches[-1]), label))
+    return np.concatenate(patches), np.concatenate(labels)
+
+
+def _textured(patches: np.ndarray) -> np.ndarray:
+    """Which patches [N, 3, S, S] show anything: the black round a photograph is the same in every split."""
+    return np.ptp(patches.reshape(len(patches), -1), 1) >= LEAST
 
 
 def _near(starts: np.ndarray, block: int) -> np.ndarray:

@@ -61,6 +61,8 @@ class Source:
     further: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
 
     def __post_init__(self) -> None:
+        if self.further and self.groups is None:
+            raise InvalidInput(f"{self.name}: without groups, nothing says what `further` must keep away from")
         parts = [("training", self.train_images, self.train_labels)]
         if self.test_images is not None:
             parts.append(("test", self.test_images, self.test_labels))

@@ -60,17 +60,9 @@ class Changes:
         """
         for at in torch.arange(len(self.origin), device=self.origin.device).split(size):
             x, on = self._moved(at, generator)
-            x = self._sent(x, at)
+            x = torch.where(self.stored[at].view(-1, 1, 1, 1), on_lattice(x, self.levels), x)
             before, after = (part.flatten(1).norm(dim=1) for part in (self._change(at), x - on.x.float()))
             yield x, self.attacked.sure[at], after >= _KEPT * before
-
-    def first(self, size: int) -> Iterator[Tensor]:
-        """The attacked pictures themselves, in order and `size` at a time, as they were sent."""
-        for at in torch.arange(len(self.origin), device=self.origin.device).split(size):
-            yield self._sent(self.attacked.x[at].float(), at)
-
-    def _sent(self, x: Tensor, at: Tensor) -> Tensor:
-        return torch.where(self.stored[at].view(-1, 1, 1, 1), on_lattice(x, self.levels), x)
 
     def _change(self, at: Tensor) -> Tensor:
         return self.attacked.x[at].float() - self.pictures.x[self.origin[at]].float()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from redoubt.detection.bounds import LEVELS, scaled_error
-from redoubt.detection.features import features
+from redoubt.detection.features import feature_count, features
 from redoubt.detection.groups import excess, least, nested, upper_means
 from redoubt.detection.networks import (
     COARSENESS,
@@ -27,7 +27,6 @@ from redoubt.detection.networks import (
     widen,
 )
 from redoubt.detection.probability import probability
-from redoubt.detection.scoring import sight_count
 from redoubt.detection.verdicts import Strength, Verdicts
 from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet, measured
 from redoubt.errors import ArtifactError, InvalidInput
@@ -131,14 +130,13 @@ class Detector:
         x = x.float()
         if probabilities is None:
             probabilities = self.model(x).float().softmax(1) if len(x) else x.new_zeros(0, 2)
-        pooled = self.scorer.pooled(x)
-        logit = self.scorer.judge(pooled, certainty(probabilities.to(x.device)))
+        logit = self.scorer(x, certainty(probabilities.to(x.device)))
         flagged = logit > self.settings.threshold
         rows = flagged.nonzero()[:, 0]
         evidence, bounds = x.new_zeros(len(x), EVIDENCE), x.new_zeros(3, len(x))
         if len(rows):
             net = self.strength_net
-            pixels = net.evidence(net.inputs(torch.cat([features(x[rows]), pooled[rows]], 1), logit[rows]))
+            pixels = net.evidence(net.inputs(features(x[rows]), logit[rows]))
             centre, spread, logits = self._read(pixels, torch.ones(len(rows), device=x.device))
             evidence[rows] = torch.cat([pixels, self._odds(x, rows)], 1)
             bounds[:, rows] = torch.stack(self._bounds(
@@ -301,8 +299,8 @@ class Detector:
                 raise ArtifactError(f"{folder / CARD} has another format than {FORMAT}: fit the detector again")
             settings = Settings(**card)
             weights = load_file(folder / WEIGHTS)
-            strength = StrengthNet(sight_count(settings.channels))
-            nets = {"scorer": Scorer(settings.channels), "strength": strength, "witness": Witness()}
+            count = feature_count(settings.channels)
+            nets = {"scorer": Scorer(settings.channels), "strength": StrengthNet(count), "witness": Witness()}
             for name, net in nets.items():
                 prefix = f"{name}."
                 net.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})

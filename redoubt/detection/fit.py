@@ -16,25 +16,25 @@ from redoubt.detection.benign import BENIGN, NOISE
 from redoubt.detection.bounds import wider
 from redoubt.detection.changes import Changes
 from redoubt.detection.detector import Detector, Settings
+from redoubt.detection.features import features
 from redoubt.detection.flagged import flagged_blocks, flagged_measures
 from redoubt.detection.group_calibration import calibrate_groups
 from redoubt.detection.networks import Scorer, StrengthNet
 from redoubt.detection.probability import calibrate_probability
 from redoubt.detection.rehearsal import KINDS, Rehearsal, rehearse_all
-from redoubt.detection.scoring import CLEAN, RANDOM, Examples, conformal_threshold, fit_scorer, harmless, score, sight
+from redoubt.detection.scoring import CLEAN, RANDOM, Examples, conformal_threshold, fit_scorer, harmless, score
 from redoubt.detection.strength import HARMLESS, Rehearsed, calibrate, fit_strength
 from redoubt.detection.surrogates import fit_surrogates
 from redoubt.detection.witness import Witness, bet, calibrate_witness, fit_witness
 from redoubt.errors import InvalidInput
 
 ENOUGH = 2000        # pictures to rehearse on; `further` ones make up for what is missing
-_MORE_CLEAN = 10_000   # further clean pictures to learn from
+_MORE_CLEAN = 10_000   # further clean pictures to learn from, at most
 _MEMORY = 400e6      # bytes for rehearsed pictures, and as many for harmless ones
 _LARGE = 2_000_000   # weights; beyond this each gradient on a CPU costs tens of milliseconds
 _FRESH = 16          # for so many attack blocks one is made of calibration pictures, to learn probabilities from
 _BATCH = 256         # pictures that the scorer reads at once
 _WITNESSES = 32       # flagged attacks without which the model is not asked
-Sights = tuple[Tensor, Tensor, Tensor]   # of blocks: sights [B, n, F], logits and which inputs are usable, [B, n]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,23 +150,22 @@ def fit(
     chances = calibrate_probability(passed - threshold, _scores(scorer, fresh) - threshold, fresh.weight)
     report("scorer")
     attacked = _scores(scorer, rehearsal.attacked).view(rehearsal.real.shape)
-    usable, look = rehearsal.real & (attacked > threshold), partial(sight, scorer)
-    seen = torch.cat([look(x) for x in changes.first(_BATCH)]).unflatten(0, attacked.shape), attacked, usable
-    again = [_again(rehearsal, changes, scorer, threshold, seed + index) for index in range(config.moved)]
+    usable = rehearsal.real & (attacked > threshold)
+    sight = _widened(rehearsal, attacked, usable, changes, scorer, threshold, times=config.moved, seed=seed)
     flagged = rehearsal.asked[usable[:, : rehearsal.asked.shape[1]]] if len(rehearsal.asked) else rehearsal.asked
     asks = len(flagged) >= _WITNESSES
     # What noise is good for, the model says; pixels speak for or against what it cannot know.
     kinds = [kind for kind in BENIGN if not asks or kind not in NOISE]
-    kept = flagged_blocks(x, levels, kinds, judge, look, threshold, seed, count=max(4 * len(kinds), config.blocks // 4),
+    kept = flagged_blocks(x, levels, kinds, judge, threshold, seed, count=max(4 * len(kinds), config.blocks // 4),
                           size=config.block_size * (1 + config.moved))
-    net = _untaught(seen[0][rehearsal.real], kept[0], seed)
-    blocks = _blocks(net, rehearsal, [torch.cat(part, 1) for part in zip(seen, *again, strict=True)], kept, len(kinds))
+    net = _untaught(rehearsal, kept[0], seed)
+    blocks = _blocks(net, rehearsal, sight, *kept, len(kinds))
     suspects = _suspects(net, scorer, changed.rows(changed.weight > RANDOM))
     fit_strength(net, blocks, suspects, seed=seed, steps=config.strength_steps)
-    met = blocks.first(config.block_size)   # what serving meets; the others only widen bounds
-    quantiles, l2_logit, harmless_logit = calibrate(net, met, suspects, seed=seed)
+    seen = blocks.first(config.block_size)   # what serving meets; the others only widen bounds
+    quantiles, l2_logit, harmless_logit = calibrate(net, seen, suspects, seed=seed)
     quantiles = wider(quantiles, calibrate(net, blocks, suspects, seed=seed)[0]) if config.moved else quantiles
-    apart, attack_logit = calibrate_groups(net, met, suspects, levels=levels, seed=seed)
+    apart, attack_logit = calibrate_groups(net, seen, suspects, levels=levels, seed=seed)
     report("strength")
     witness, power = Witness(), {}
     if asks:
@@ -196,8 +195,8 @@ def _topped_up(x: Tensor, y: Tensor, further, seed: int) -> tuple[Tensor, Tensor
     if further is None:
         return x, y, x[:0]
     order = torch.randperm(len(further[0]), generator=torch.Generator().manual_seed(seed))
-    few = order[: max(0, ENOUGH - len(x))]
-    return torch.cat([x, further[0][few]]), torch.cat([y, further[1][few]]), further[0][order[:_MORE_CLEAN]]
+    few, most = order[: max(0, ENOUGH - len(x))], min(_MORE_CLEAN, int(_MEMORY / (2 * x[0].numel())))
+    return torch.cat([x, further[0][few]]), torch.cat([y, further[1][few]]), further[0][order[:most]]
 
 
 class _Stages:
@@ -234,38 +233,50 @@ def _witness(attacked: Tensor, learned: dict, held_out: dict, seed: int) -> tupl
     return witness, {"bias": witness.bias.item(), "further": witness.further.item(), "gain": gain}
 
 
-def _untaught(attacked: Tensor, kept: Tensor, seed: int) -> StrengthNet:
-    """A network that knows what sights [M, F] and [B, n, F] are usual, and nothing else."""
+def _untaught(rehearsal: Rehearsal, kept: Tensor, seed: int) -> StrengthNet:
+    """A network that knows what features are usual, and nothing else."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = StrengthNet(kept.shape[-1]).to(kept.device)
-    usual = torch.cat([attacked, kept.flatten(0, 1)])
+    usual = torch.cat([rehearsal.seen[rehearsal.real], kept.flatten(0, 1)])
     net.mean.copy_(usual.mean(0))
     net.scale.copy_(usual.std(0) + 0.02)
     return net
 
 
 @torch.no_grad()
-def _again(rehearsal: Rehearsal, changes: Changes, scorer: Scorer, threshold: float, seed: int) -> Sights:
-    """The changes of all blocks again, on other pictures."""
+def _widened(rehearsal: Rehearsal, logits: Tensor, usable: Tensor, changes: Changes, scorer: Scorer, threshold: float,
+             *, times: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Attack blocks as they were seen, and in each behind them its changes again on other pictures, `times` over.
+
+    Returns:
+        Features [B, n (1 + times), F], logits and which are usable, both [B, n (1 + times)].
+    """
     size, generator = rehearsal.real.shape[1], torch.Generator().manual_seed(seed + 17)
-    seen, scores = [], []
-    for x, sure, kept in changes.again(_BATCH, generator):
-        seen.append(sight(scorer, x))
-        scores.append(torch.where(kept, scorer(x, sure), -torch.inf))
-    scores = torch.cat(scores).view(-1, size)
-    usable = rehearsal.real & (scores > threshold)
-    return torch.cat(seen).unflatten(0, scores.shape), scores.masked_fill(~usable, 0.0), usable
+    parts = [(rehearsal.seen, logits, usable)]
+    for _ in range(times):
+        seen, scores = [], []
+        for x, sure, kept in changes.again(max(1, _BATCH // size) * size, generator):
+            seen.append(features(x).unflatten(0, (-1, size)))
+            scores.append(torch.where(kept, scorer(x, sure), -torch.inf).view(-1, size))
+        scores = torch.cat(scores)
+        usable = rehearsal.real & (scores > threshold)
+        parts.append((torch.cat(seen), scores.masked_fill(~usable, 0.0), usable))
+    return tuple(torch.cat(part, 1) for part in zip(*parts, strict=True))
 
 
 @torch.no_grad()
-def _blocks(net: StrengthNet, rehearsal: Rehearsal, attacked: Sights, harmless: tuple[Tensor, Tensor],
+def _blocks(net: StrengthNet, rehearsal: Rehearsal, sight: tuple[Tensor, Tensor, Tensor], kept: Tensor, logits: Tensor,
             kinds: int) -> Rehearsed:
-    """Attack blocks, of which usable inputs count, and harmless ones (sights and logits), of which all do."""
-    (seen, odds, usable), (kept, logits) = attacked, harmless
+    """Attack blocks with their logits, of which usable inputs count, and the harmless ones `kept`, of which all do.
+
+    Args:
+        sight: features, logits and which inputs are usable, of attack blocks.
+    """
+    seen, attacked, usable = sight
     kind = torch.arange(len(kept), device=kept.device) % kinds
     return Rehearsed(
-        inputs=torch.cat([net.inputs(seen, odds), net.inputs(kept, logits)]),
+        inputs=torch.cat([net.inputs(seen, attacked), net.inputs(kept, logits)]),
         usable=torch.cat([usable, torch.ones_like(logits, dtype=torch.bool)]),
         log_epsilon=torch.cat([rehearsal.log_epsilon, torch.zeros_like(logits[:, 0])]),
         norm=torch.cat([rehearsal.norm, torch.full_like(kind, HARMLESS)]),
@@ -279,7 +290,7 @@ def _suspects(net: StrengthNet, scorer: Scorer, changed: Examples) -> Tensor:
     """Inputs of the fiftieth of clean and mildly changed pictures that score highest: normal false alarms."""
     logits = _scores(scorer, changed)
     worst = logits.argsort(descending=True)[: max(16, len(logits) // 50)]
-    return net.inputs(sight(scorer, changed.x[worst].float()), logits[worst])
+    return net.inputs(torch.cat([features(part.float()) for part in changed.x[worst].split(512)]), logits[worst])
 
 
 @torch.no_grad()

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from redoubt.detection.benign import BENIGN, benign
+from redoubt.detection.features import features
 from redoubt.detection.rehearsal import Dice
 from redoubt.detection.witness import measured
 
 _AMOUNTS = (0.3, 0.6, 0.85, 1.1)   # of each harmless change that the model is asked about
 Judge = Callable[[Tensor], Tensor]   # pictures to the scorer's logits
-Look = Callable[[Tensor], Tensor]    # pictures to what strength is read from
 
 
 def flagged_blocks(
-    x: Tensor, levels: int, kinds, judge: Judge, look: Look, threshold: float, seed: int, *, count: int, size: int
+    x: Tensor, levels: int, kinds, judge: Judge, threshold: float, seed: int, *, count: int, size: int
 ) -> tuple[Tensor, Tensor]:
-    """Sights [count, size, F] and logits [count, size] of blocks, one change with one amount each.
+    """Features [count, size, F] and logits [count, size] of blocks, one change with one amount each.
 
     Only flagged inputs ever reach a campaign: of many changed pictures some flagged ones are kept, or the most
     suspicious where too few are flagged.
@@ -32,7 +32,7 @@ def flagged_blocks(
         logit = judge(changed)
         worst = logit.topk(max(size, int((logit > threshold).sum()))).indices
         kept = worst[dice.rows(len(worst), size).to(x.device)]
-        seen.append(look(changed[kept]))
+        seen.append(features(changed[kept]))
         logits.append(logit[kept])
     return torch.stack(seen), torch.stack(logits)
 

@@ -13,13 +13,10 @@ from redoubt.detection.features import neighbours_median
 
 PIXELS = 63     # numbers of pixel evidence kept for each input: a learned projection and, last, the squashed score
 CERTAINTY = 3   # numbers in `certainty`
-WIDTH = 24      # of the scorer's first layer, half of the others'
-POOLED = 4 * WIDTH   # numbers that the scorer makes of a picture before it judges
 EVIDENCE = PIXELS + 1   # and, behind them, the model's evidence: log odds of an attack; 0 where it was not asked
 NORMS = ("Linf", "L2")   # the order of the strength network's outputs
 LOGITS = 3   # of the strength network: that the norm is L2, that the changes are harmless, that they are coarse
 COARSENESS = 2   # which of them is the last
-_UTMOST = 16.0   # standard deviations that one input's share of a campaign's mean may lie from what is usual
 SPREAD_FLOOR = 0.02   # no estimate of ln(epsilon) is trusted beyond this
 
 
@@ -30,31 +27,23 @@ class Scorer(nn.Module):
     will do.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, width: int = 24):
         super().__init__()
-        sizes = ((3 * channels, WIDTH, 4), (WIDTH, 2 * WIDTH, 3), (2 * WIDTH, 2 * WIDTH, 3))
+        sizes = ((3 * channels, width, 4), (width, 2 * width, 3), (2 * width, 2 * width, 3))
         self.layers = nn.ModuleList(nn.Conv2d(less, more, side, 2, 1) for less, more, side in sizes)
         self.norms: list[nn.Module] = [nn.Identity()] * len(sizes)
         self.register_buffer("mean", torch.zeros(CERTAINTY))
         self.register_buffer("scale", torch.ones(CERTAINTY))
-        self.head = nn.Sequential(nn.Linear(POOLED + CERTAINTY, 48), nn.GELU(), nn.Linear(48, 1))
+        self.head = nn.Sequential(nn.Linear(4 * width + CERTAINTY, 48), nn.GELU(), nn.Linear(48, 1))
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, sure: Tensor) -> Tensor:
         """Pictures [N, C, S, S] in [0, 1] and their `certainty` [N, CERTAINTY] to logits [N]."""
-        return self.judge(self.pooled(x), sure)
-
-    def pooled(self, x: Tensor) -> Tensor:
-        """Mean and maximum over places of what the layers find: [N, C, S, S] to [N, POOLED]."""
         hidden = _maps(x)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             hidden = norm(layer(hidden)).relu()
-        return torch.cat([hidden.mean((2, 3)), hidden.amax((2, 3))], 1)
-
-    def judge(self, pooled: Tensor, sure: Tensor) -> Tensor:
-        """`pooled` and the pictures' `certainty` to logits [N]."""
         sure = ((sure - self.mean) / self.scale).clamp(-4, 4)
-        return self.head(torch.cat([pooled, sure], 1))[:, 0]
+        return self.head(torch.cat([hidden.mean((2, 3)), hidden.amax((2, 3)), sure], 1))[:, 0]
 
     def normalised(self) -> list[nn.Module]:
         """Put batch normalisation behind each layer, for learning alone; give it to the optimizer."""
@@ -123,13 +112,12 @@ class StrengthNet(nn.Module):
             _Stack(heads, hidden, 2 * len(NORMS) + LOGITS),
         )
 
-    def inputs(self, sight: Tensor, logit: Tensor) -> Tensor:
-        """What was seen [..., F] standardised and, behind it, the squashed logits [...]: [..., F + 1].
+    def inputs(self, features: Tensor, logit: Tensor) -> Tensor:
+        """Features [..., F] standardised and, behind them, the squashed logits [...]: [..., F + 1].
 
-        Cut off and squashed, so that no single input can drown the others of its campaign.
+        Squashed, so that one certain input cannot drown the others.
         """
-        standardised = ((sight - self.mean) / self.scale).clamp(-_UTMOST, _UTMOST)
-        return torch.cat([standardised, torch.tanh(logit / 8).unsqueeze(-1)], -1)
+        return torch.cat([(features - self.mean) / self.scale, torch.tanh(logit / 8).unsqueeze(-1)], -1)
 
     def evidence(self, inputs: Tensor) -> Tensor:
         """`inputs` [..., F + 1] to evidence [..., PIXELS]; linear, so that means of the one give means of the other."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from redoubt.attacks import fgsm, momentum_pgd, on_lattice, pgd, shaped
 from redoubt.detection.benign import blur
+from redoubt.detection.features import features
 from redoubt.detection.scoring import NEAR, Examples
 from redoubt.detection.witness import MEASURES, measured
 from redoubt.threat import ThreatModel
@@ -108,6 +109,7 @@ class Rehearsal:
     """What was rehearsed: B blocks of n pictures.
 
     Attributes:
+        seen: features [B, n, F].
         attacked: the pictures, [B n] of them; those that are no attack weigh nothing.
         near: pictures just across a boundary.
         rows: which picture each attacked one was made from, [B, n].
@@ -118,6 +120,7 @@ class Rehearsal:
             it was not asked.
     """
 
+    seen: Tensor
     attacked: Examples
     near: Examples
     rows: Tensor
@@ -149,10 +152,11 @@ def rehearse_all(
         size: pictures in a block.
         asks: whether to take the model's `measures`.
     """
-    attacked, near, rows, asked, real, facts = [], [], [], [], [], []
+    seen, attacked, near, rows, asked, real, facts = [], [], [], [], [], [], []
     for index, (norm, blocks, epsilon) in enumerate(plans):
         for block in rehearse(model, surrogates, x, y, blocks=blocks, size=size, levels=levels, norm=norm,
                               epsilon=epsilon, seed=seed + index):
+            seen.append(features(block.x))
             attacked.append(Examples.of(model, block.x, 1.0))
             rows.append(block.rows)
             asked.append(block.x[:ASKED])
@@ -166,7 +170,7 @@ def rehearse_all(
                 near.append(Examples.of(model, sent, NEAR))
     logs, norms, kinds, coarse, stored = zip(*facts, strict=True)
     return Rehearsal(
-        attacked=Examples.joined(attacked), near=Examples.joined(near),
+        seen=torch.stack(seen), attacked=Examples.joined(attacked), near=Examples.joined(near),
         rows=torch.stack(rows), real=torch.stack(real), log_epsilon=torch.tensor(logs, device=x.device),
         norm=torch.tensor(norms, device=x.device), kind=torch.tensor(kinds, device=x.device),
         coarse=torch.tensor(coarse, device=x.device), stored=torch.tensor(stored, device=x.device),

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redoubt.detection.benign import BENIGN, NOISE, benign
-from redoubt.detection.features import feature_count, features
-from redoubt.detection.networks import POOLED, Scorer, certainty
+from redoubt.detection.networks import Scorer, certainty
 
 CONFIDENCE = 0.99    # of the bound of the realised false-positive rate
 CLEAN, FLOAT, CHANGED, RANDOM = 4.0, 1.0, 0.3, 0.01   # what one picture of each sort weighs
@@ -58,17 +57,6 @@ def answers(model: nn.Module, x: Tensor) -> Tensor:
 def score(scorer: Scorer, model: nn.Module, x: Tensor) -> Tensor:
     """The scorer's logits of pictures [N, C, S, S]: [N]."""
     return torch.cat([scorer(part, certainty(model(part).float().softmax(1))) for part in x.split(_BATCH)])
-
-
-@torch.no_grad()
-def sight(scorer: Scorer, x: Tensor) -> Tensor:
-    """What strength is read from: [N, C, S, S] to [N, `sight_count(C)`], features and what the scorer pooled."""
-    return torch.cat([torch.cat([features(part), scorer.pooled(part)], 1) for part in x.split(_BATCH)])
-
-
-def sight_count(channels: int) -> int:
-    """How many numbers `sight` gives for pictures of so many channels."""
-    return feature_count(channels) + POOLED
 
 
 def harmless(model: nn.Module, x: Tensor, *, levels: int, most: int, generator: torch.Generator) -> Examples:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from redoubt.data import load_source, photos
+from redoubt.data import SPLITS, load_source, photos, prepare
 from redoubt.data import sources as module
 from redoubt.data.sources import read_idx
 from redoubt.errors import InvalidInput
+from redoubt.evaluation.overlap import fresh
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -292,3 +293,12 @@ def test_patches_between_keep_their_distance_from_what_is_held_out(monkeypatch):
             across = np.maximum(left - (lefts[mine] + 32), lefts[mine] - (left + 48))
             assert np.maximum(down, across).min() >= 32
     assert ((tops % 80 > 16) | (lefts % 80 > 16)).mean() > 0.5   # most of them lie across what no block reaches
+
+
+def test_nothing_that_is_held_out_was_trained_on(tmp_path):
+    """What an evaluation refuses. Round some photographs lies black, which is the same everywhere."""
+    pytest.importorskip("skimage")
+    prepared = prepare(load_source("photo-patches"), tmp_path / "data")
+    train = np.array(prepared.arrays("train")[0])
+    for split in SPLITS[1:]:
+        assert fresh(np.array(prepared.arrays(split)[0]), train).all(), split

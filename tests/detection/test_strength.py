@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from redoubt.detection.features import features
-from redoubt.detection.networks import CERTAINTY, PIXELS, POOLED, Scorer, StrengthNet
-from redoubt.detection.scoring import sight, sight_count
+from redoubt.detection.networks import PIXELS, StrengthNet
 from redoubt.detection.strength import Rehearsed, _loss, fold_of
 
 FOLDS, MEMBERS = 4, 3
@@ -40,23 +38,3 @@ def test_no_head_learns_from_the_fold_that_it_is_judged_on():
     learned = torch.stack([layer.grad.abs().sum((1, 2)) for layer in (net.heads[0].weight, net.heads[4].weight)])
     held_out = torch.arange(FOLDS * MEMBERS) % FOLDS == 1
     assert (learned[:, held_out] == 0).all() and (learned[:, ~held_out] > 0).all()
-
-
-def test_no_single_input_drowns_the_others():
-    net, usual = network(), torch.randn(63, 7)
-    shift = []
-    for size in (1e2, 1e6):
-        strange = torch.full((1, 7), size)
-        inputs = net.inputs(torch.cat([usual, strange]), torch.zeros(64))
-        shift.append((inputs.mean(0) - net.inputs(usual, torch.zeros(63)).mean(0)).abs().max())
-    assert shift[0] == shift[1] < 0.4
-
-
-def test_strength_is_read_from_what_the_scorer_found_too():
-    scorer, x = Scorer(3), torch.rand(5, 3, 16, 16)
-    seen = sight(scorer, x)
-    assert seen.shape == (5, sight_count(3))
-    torch.testing.assert_close(seen[:, -POOLED:], scorer.pooled(x))
-    torch.testing.assert_close(seen[:, :-POOLED], features(x))
-    sure = torch.rand(5, CERTAINTY)
-    torch.testing.assert_close(scorer.judge(seen[:, -POOLED:], sure), scorer(x, sure))
