@@ -32,29 +32,32 @@ def cut_patches() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         InvalidInput: when a package is not installed, or its photograph is missing.
     """
     patches, labels, blocks = [], [], []
-    for block, (label, picture, top, left) in enumerate(_blocks()):
-        cut = _cut(picture[:, top : top + BLOCK, left : left + BLOCK])
-        cut = cut[_textured(cut)]
-        patches.append(cut)
-        blocks.append(np.full(len(cut), block))
-        labels.append(np.full(len(cut), label))
+    for label, picture in enumerate(_photographs()):
+        for top, left in _corners(label, picture):
+            cut = _cut(picture[:, top : top + BLOCK, left : left + BLOCK])
+            cut = cut[_textured(cut)]
+            patches.append(cut)
+            blocks.append(np.full(len(cut), len(blocks)))
+            labels.append(np.full(len(cut), label))
     return np.concatenate(patches), np.concatenate(labels), np.concatenate(blocks)
 
 
 def cut_between(held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Patches at least `GAP` pixels from each block `held_out` (numbered as by `cut_patches`), at places where
     `cut_patches` cuts none: uint8 [M, 3, 32, 32], and their labels [M]."""
-    patches, labels, blocks = [], [], list(_blocks())
+    patches, labels, first = [], [], 0
     for label, picture in enumerate(_photographs()):
         tops, lefts = (np.arange(STRIDE // 2, side - SIZE + 1, STRIDE) for side in picture.shape[1:])
         free = np.ones((len(tops), len(lefts)), bool)
-        for _, _, top, left in (blocks[block] for block in held_out if blocks[block][0] == label):
+        corners = _corners(label, picture)
+        for top, left in (corners[block - first] for block in held_out if first <= block < first + len(corners)):
             free &= ~(_near(tops, top)[:, None] & _near(lefts, left))
         chosen = np.random.default_rng(label).permutation(np.argwhere(free))[:MOST_BETWEEN]
         places = np.lib.stride_tricks.sliding_window_view(picture, (SIZE, SIZE), (1, 2))
         cut = places[:, tops[chosen[:, 0]], lefts[chosen[:, 1]]].swapaxes(0, 1)
         patches.append(cut[_textured(cut)])
         labels.append(np.full(len(patches[-1]), label))
+        first += len(corners)
     return np.concatenate(patches), np.concatenate(labels)
 
 
@@ -68,13 +71,12 @@ def _near(starts: np.ndarray, block: int) -> np.ndarray:
     return (starts + SIZE + GAP > block) & (starts < block + BLOCK + GAP)
 
 
-def _blocks() -> Iterator[tuple[int, np.ndarray, int, int]]:
-    """Of each block its label, its photograph, and its top and left."""
-    for label, picture in enumerate(_photographs()):
-        corners = [(top, left) for top in range(0, picture.shape[1] - BLOCK + 1, BLOCK + GAP)
-                   for left in range(0, picture.shape[2] - BLOCK + 1, BLOCK + GAP)]
-        chosen = np.random.default_rng(label).permutation(len(corners))[:MOST_BLOCKS]
-        yield from ((label, picture, *corners[i]) for i in sorted(chosen))
+def _corners(label: int, picture: np.ndarray) -> list[tuple[int, int]]:
+    """Top and left of each block of one photograph."""
+    corners = [(top, left) for top in range(0, picture.shape[1] - BLOCK + 1, BLOCK + GAP)
+               for left in range(0, picture.shape[2] - BLOCK + 1, BLOCK + GAP)]
+    chosen = np.random.default_rng(label).permutation(len(corners))[:MOST_BLOCKS]
+    return [corners[i] for i in sorted(chosen)]
 
 
 def _photographs() -> Iterator[np.ndarray]:
