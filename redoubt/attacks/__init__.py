@@ -4,7 +4,7 @@
 """
 
 from redoubt.attacks.gradient import fgsm, momentum_pgd, pgd
-from redoubt.attacks.lattice import on_lattice
+from redoubt.attacks.lattice import holds_whole_levels, on_lattice
 from redoubt.attacks.transfer import transfer
 from redoubt.errors import one_of
 
@@ -20,4 +20,4 @@ def get_attack(name: str):
     return ATTACKS[one_of(name, ATTACKS, "attack")]
 
 
-__all__ = ["ATTACKS", "fgsm", "get_attack", "momentum_pgd", "on_lattice", "pgd", "transfer"]
+__all__ = ["ATTACKS", "fgsm", "get_attack", "holds_whole_levels", "momentum_pgd", "on_lattice", "pgd", "transfer"]

@@ -10,8 +10,10 @@ from torch import Tensor
 SIZES = (1, 4, 16, 32)           # campaign sizes at which bounds are calibrated; in smaller blocks, the block's
 LEVELS = (0.01, 0.05, 0.95, 0.99)   # quantiles of the scaled error, kept for each norm, size and grain
 FINE, COARSE = 0, 1
-SURELY_FINE = -1.5   # the logit of coarseness below which a campaign is judged by the errors of fine ones
+SURELY_FINE = -3.0   # the logit of coarseness below which a campaign is judged by the errors of fine ones
 _ENOUGH = 400   # held-out campaigns, four of a block, without which a grain has no 99 % quantile of its own
+_FEWEST, _MOST = 0.6, 0.9   # inputs in whole levels: from which share on they count, and count in full
+_HAIR = 1e-3    # of a level: float32 puts 8 / 255 on either side of it
 _KIND = 40      # of one kind in a grain: what strayed into the other grain has no bias, only noise
 
 
@@ -76,3 +78,25 @@ def scaled_error(table: Tensor, coarse: Tensor, n: int) -> Tensor:
     right = next(i for i in range(1, len(place)) if at <= place[i])
     share = (at - place[right - 1]) / (place[right] - place[right - 1])
     return (table[right - 1] * (1 - share) + table[right] * share)[grain(coarse)]
+
+
+def in_whole_levels(
+    low: float, estimate: float, high: float, levels: int, share: float = 1.0
+) -> tuple[float, float, float]:
+    """The same interval for an attack that arrived in whole levels: its upper bound need not lie between two of them.
+
+    It holds a whole number of levels as often as before. The lower bound stays: a hair decides there whether to
+    retrain. An interval without a whole number has missed the truth, and is left as it is.
+
+    Args:
+        low, estimate, high: in order; in [0, 1].
+        levels: largest stored pixel value.
+        share: of the inputs that hold whole levels. The bound is lowered by less where some do not, and not at all
+            where two in five do not; gradually, so that a few inputs sent in fractions move it little.
+    """
+    whole = math.floor(high * levels + _HAIR) / levels
+    weight = min(max((share - _FEWEST) / (_MOST - _FEWEST), 0.0), 1.0)
+    if whole <= 0 or whole < low or weight == 0:
+        return low, estimate, high
+    most = whole if weight == 1 else high + weight * (whole - high)
+    return low, min(estimate, most), most

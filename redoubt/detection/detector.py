@@ -12,14 +12,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from redoubt.detection.bounds import LEVELS, scaled_error
+from redoubt.attacks import holds_whole_levels
+from redoubt.detection.bounds import LEVELS, in_whole_levels, scaled_error
 from redoubt.detection.features import feature_count, features
 from redoubt.detection.groups import excess, least, nested, upper_means
 from redoubt.detection.networks import (
     COARSENESS,
     EVIDENCE,
     NORMS,
+    ODDS,
     PIXELS,
+    WHOLE,
     Scorer,
     StrengthNet,
     certainty,
@@ -31,7 +34,7 @@ from redoubt.detection.verdicts import Strength, Verdicts
 from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet, measured
 from redoubt.errors import ArtifactError, InvalidInput
 
-FORMAT = 7
+FORMAT = 8
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 _CHUNK = 512                     # inputs looked at in one go, which bounds the memory that they take
 _FEW_LEVELS = 64                 # 8-bit budgets are whole levels, or many; half a level of 16 is a sixth of 0.2
@@ -80,7 +83,8 @@ class Settings:
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
     """ln(epsilon) and its spread in each norm, [norms], of `n` inputs pooled; which norm; whether harmless by pixels,
-    the logit of that; the logit of coarseness; and whether the model bears witness of an attack."""
+    the logit of that; the logit of coarseness; whether the model bears witness of an attack; and the share of them that
+    hold whole levels."""
 
     centre: Tensor
     spread: Tensor
@@ -90,6 +94,7 @@ class _Reading:
     coarse: Tensor
     n: int
     witnessed: bool = False
+    whole: float = 0.0
 
 
 class Detector:
@@ -138,7 +143,8 @@ class Detector:
             net = self.strength_net
             pixels = net.evidence(net.inputs(features(x[rows]), logit[rows]))
             centre, spread, logits = self._read(pixels, torch.ones(len(rows), device=x.device))
-            evidence[rows] = torch.cat([pixels, self._odds(x, rows)], 1)
+            whole = holds_whole_levels(x[rows], self.settings.levels).float().unsqueeze(1)
+            evidence[rows] = torch.cat([pixels, self._odds(x, rows), whole], 1)
             bounds[:, rows] = torch.stack(self._bounds(
                 centre[:, 0], spread[:, 0], logits[:, COARSENESS], 0, 1, (0.05, 0.95)))
         low, middle, high = bounds
@@ -178,6 +184,8 @@ class Detector:
         norm = best.norm
         bounds = self._bounds(best.centre[norm], best.spread[norm], best.coarse, norm, best.n, (0.01, 0.99))
         low, estimate, high = (value.item() for value in bounds)
+        if norm == 0 and self.settings.levels >= _FEW_LEVELS:
+            low, estimate, high = in_whole_levels(low, estimate, high, self.settings.levels, best.whole)
         return Strength(norm=NORMS[norm], estimate=estimate, low=low, high=high, n=len(evidence),
                         harmless=best.harmless and not best.witnessed, witnessed=best.witnessed)
 
@@ -191,8 +199,9 @@ class Detector:
 
     def _strongest(self, evidence: Tensor) -> _Reading:
         """The strongest group that pixels show, and whether the model bears witness of an attack in it or beside it."""
-        pixels, odds = evidence[:, :PIXELS], evidence[:, PIXELS]
+        pixels, odds = evidence[:, :PIXELS], evidence[:, ODDS]
         rows, best = self._strongest_by_pixels(pixels)
+        best = replace(best, whole=evidence[rows, WHOLE].mean().item())
         if not self.settings.asks:
             return replace(best, witnessed=not best.harmless)
         group, anywhere = self._testifies(odds[rows], best), self._testifies(odds, best)
@@ -202,7 +211,8 @@ class Detector:
         # An attack among strong harmless changes: those that the model speaks of, and no fewer than make a group.
         few = least(len(odds))
         rows = odds.argsort(descending=True)[: max(few, int((odds > 0).sum()))]
-        return replace(self._pooled(pixels[rows].mean(0), len(rows)), witnessed=True)
+        return replace(self._pooled(pixels[rows].mean(0), len(rows)), witnessed=True,
+                       whole=evidence[rows, WHOLE].mean().item())
 
     def _testifies(self, odds: Tensor, reading: _Reading) -> bool:
         if not reading.harmless:
@@ -250,9 +260,12 @@ class Detector:
         return order, [self._pooled(mean[0], size.item()) for mean, size in zip(means, sizes, strict=True)]
 
     def _read(self, pooled: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """ln(epsilon), its spread and the logits by all heads at once. Where these disagree, the campaign is unlike
+        what they learned, and the spread is wider (deep ensembles: Lakshminarayanan et al. 2017, arXiv 1612.01474)."""
         centre, spread, logits = self.strength_net(pooled, n)
-        centre, logits = centre.mean(0), logits.mean(0)
-        return centre, widen(spread.square().mean(0).sqrt()), logits
+        middle, logits = centre.mean(0), logits.mean(0)
+        variance = (spread.square() + (centre - middle).square()).mean(0)
+        return middle, widen(variance.sqrt()), logits
 
     def _bounds(
         self, centre: Tensor, spread: Tensor, coarse: Tensor, norm: int, n: int, quantiles: tuple[float, float]

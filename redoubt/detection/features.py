@@ -8,18 +8,33 @@ differences turn a stronger attack into the same shape shifted along the axis. N
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BINS = 40
-_LOWEST, _HIGHEST = math.log(0.003), math.log(0.8)   # centres of the first and last bin, as ln(difference)
+
+@dataclass(frozen=True)
+class Scale:
+    """Bins evenly spaced in the logarithm, the centres of the first and the last of them as differences."""
+
+    bins: int
+    lowest: float
+    highest: float
+
+
+WIDE = Scale(bins=40, lowest=0.003, highest=0.8)
+NARROW = Scale(bins=64, lowest=0.5 / 255, highest=0.4)   # 9 % a bin: where a picture is flat, a bound shows as an edge
+FLAT = (0.0, 0.2, 0.5)   # the flattest fifth of a picture, and what comes next up to half of it
 
 
 def feature_count(channels: int) -> int:
     """How many features `features` gives for pictures of so many channels."""
-    return (BINS + 1) * (9 if channels > 1 else 8)
+    if channels == 1:
+        return (WIDE.bins + 1) * 8
+    return (WIDE.bins + 1) * 9 + (NARROW.bins + 1) * 3 * (len(FLAT) - 1)
 
 
 def features(x: Tensor) -> Tensor:
@@ -31,7 +46,10 @@ def features(x: Tensor) -> Tensor:
     Returns:
         [N, `feature_count(C)`], each the square root of a share of pixels, which evens out the noise of counting.
     """
-    return torch.cat([_log_histogram(part.flatten(1)) for part in _differences(x)], 1).sqrt()
+    residual = x - neighbours_median(F.pad(x, (1, 1, 1, 1), mode="replicate"))
+    whole = [_log_histogram(part.flatten(1), WIDE) for part in _differences(x, residual)]
+    flat = [_log_histogram(part, NARROW) for part in _where_flat(x, residual)] if x.shape[1] > 1 else []
+    return torch.cat(whole + flat, 1).sqrt()
 
 
 def neighbours_median(padded: Tensor) -> Tensor:
@@ -44,8 +62,7 @@ def neighbours_median(padded: Tensor) -> Tensor:
     return (left + right + above + below - most - least) / 2
 
 
-def _differences(x: Tensor) -> list[Tensor]:
-    residual = x - neighbours_median(F.pad(x, (1, 1, 1, 1), mode="replicate"))
+def _differences(x: Tensor, residual: Tensor) -> list[Tensor]:
     parts = [x, 1 - x, (x[..., 1:] - x[..., :-1]).abs(), (x[..., 1:, :] - x[..., :-1, :]).abs(), residual.abs()]
     half, quarter = F.avg_pool2d(x, 2, ceil_mode=True), F.avg_pool2d(x, 4, ceil_mode=True)
     parts.append((half - neighbours_median(F.pad(half, (1, 1, 1, 1), mode="replicate"))).abs())
@@ -56,16 +73,34 @@ def _differences(x: Tensor) -> list[Tensor]:
     return parts
 
 
-def _log_histogram(values: Tensor) -> Tensor:
-    """Shares over log-spaced bins, each value divided between its two neighbours: [N, P] -> [N, BINS + 1].
+def _where_flat(x: Tensor, residual: Tensor) -> list[Tensor]:
+    """The residual, the step to the right and the difference of channels where the picture is flat, [N, P] each.
+
+    Flat is where the mean over 5 x 5 pixels has little slope: there what was added lies bare, and nothing else piles up
+    at its bound. Each picture is compared with itself, so that all have flat places. Of colour alone: with more numbers
+    than they need, strengths of grey ones are learned by heart.
+    """
+    mean = F.avg_pool2d(F.pad(x, (3, 3, 3, 3), mode="replicate"), 5, 1)
+    slope = (mean[..., 1:-1, 2:] - mean[..., 1:-1, :-2]).abs() + (mean[..., 2:, 1:-1] - mean[..., :-2, 1:-1]).abs()
+    order = slope.sum(1).flatten(1).argsort(1)
+    right = (x - F.pad(x, (0, 1, 0, 0), mode="replicate")[..., 1:]).abs()
+    parts = [residual.abs(), right, (residual - residual.roll(1, dims=1)).abs()]
+    cuts = [round(share * order.shape[1]) for share in FLAT]
+    places = [order[:, low:high].unsqueeze(1).expand(-1, x.shape[1], -1) for low, high in pairwise(cuts)]
+    return [part.flatten(2).gather(2, at).flatten(1) for at in places for part in parts]
+
+
+def _log_histogram(values: Tensor, scale: Scale) -> Tensor:
+    """Shares over the scale's bins, each value divided between its two neighbours: [N, P] -> [N, bins + 1].
 
     The first bin takes everything below the range: differences of nought.
     """
-    width = (_HIGHEST - _LOWEST) / (BINS - 1)
-    place = values.clamp_min(1e-6).log_().sub_(_LOWEST).div_(width).clamp_(-1, BINS - 1)
-    left = place.floor().clamp_max_(BINS - 2)
+    lowest, bins = math.log(scale.lowest), scale.bins
+    width = (math.log(scale.highest) - lowest) / (bins - 1)
+    place = values.clamp_min(1e-6).log_().sub_(lowest).div_(width).clamp_(-1, bins - 1)
+    left = place.floor().clamp_max_(bins - 2)
     share = place.sub_(left)
     left = left.long() + 1
-    counts = torch.zeros(len(values), BINS + 1, device=values.device)
+    counts = torch.zeros(len(values), bins + 1, device=values.device)
     counts.scatter_add_(1, left, 1 - share).scatter_add_(1, left + 1, share)
     return counts / max(values.shape[1], 1)

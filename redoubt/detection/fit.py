@@ -16,12 +16,13 @@ from redoubt.detection.benign import BENIGN, NOISE
 from redoubt.detection.bounds import wider
 from redoubt.detection.changes import Changes
 from redoubt.detection.detector import Detector, Settings
+from redoubt.detection.drawn import drawn
 from redoubt.detection.features import features
 from redoubt.detection.flagged import flagged_blocks, flagged_measures
 from redoubt.detection.group_calibration import calibrate_groups
-from redoubt.detection.networks import Scorer, StrengthNet
+from redoubt.detection.networks import Scorer, StrengthNet, certainty
 from redoubt.detection.probability import calibrate_probability
-from redoubt.detection.rehearsal import KINDS, Rehearsal, rehearse_all
+from redoubt.detection.rehearsal import KINDS, Rehearsal, is_coarse, rehearse_all
 from redoubt.detection.scoring import CLEAN, RANDOM, Examples, conformal_threshold, fit_scorer, harmless, score
 from redoubt.detection.strength import HARMLESS, Rehearsed, calibrate, fit_strength
 from redoubt.detection.surrogates import fit_surrogates
@@ -49,6 +50,7 @@ class FitConfig:
         score_steps: optimiser steps of the scorer.
         strength_steps: optimiser steps of the strength network.
         moved: how often each change is seen again on other pictures before strength is learned.
+        drawn: further blocks, under attacks along random fields, that strength is learned from; not bounded by them.
         smallest: pixels a side from which the model's evidence is asked for; smoothing leaves less nothing to compare.
         noise: pictures under each kind and amount of harmless change, of which the model is asked about half at most.
     """
@@ -60,13 +62,15 @@ class FitConfig:
     score_steps: int = 800
     strength_steps: int = 2000
     moved: int = 0
+    drawn: int = 0
     noise: int = 192
     smallest: int = 16
 
     def __post_init__(self) -> None:
         least = {"blocks": 8 * len(KINDS), "block_size": 8, "score_steps": 1, "strength_steps": 1, "noise": 16}
-        if not isinstance(self.moved, int) or self.moved < 0:
-            raise InvalidInput(f"moved must be a whole number from 0 on, not {self.moved}")
+        for name in ("moved", "drawn"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
+                raise InvalidInput(f"{name} must be a whole number from 0 on, not {getattr(self, name)}")
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise InvalidInput(f"{name} must be at least {value}, not {getattr(self, name)}")
@@ -80,9 +84,10 @@ class FitConfig:
         else:
             config = cls() if len(x) >= ENOUGH else cls(blocks=720, strength_steps=1200)
             if x.shape[1] > 1 and len(x) >= ENOUGH:   # colour has more to tell apart
-                config = replace(config, score_steps=2400, strength_steps=5000, moved=1)
+                config = replace(config, score_steps=2400, strength_steps=10_000, moved=1, drawn=800)
         room = int(_MEMORY / (2 * x[0].numel() * config.block_size) * 3 / 4)   # L2 adds a third
-        return replace(config, blocks=max(8 * len(KINDS), min(config.blocks, room)))
+        blocks = max(8 * len(KINDS), min(config.blocks, room))
+        return replace(config, blocks=blocks, drawn=config.drawn * blocks // config.blocks)
 
 
 def fit(
@@ -161,7 +166,12 @@ def fit(
     net = _untaught(rehearsal, kept[0], seed)
     blocks = _blocks(net, rehearsal, sight, *kept, len(kinds))
     suspects = _suspects(net, scorer, changed.rows(changed.weight > RANDOM))
-    fit_strength(net, blocks, suspects, seed=seed, steps=config.strength_steps)
+    learned = blocks
+    if config.drawn:
+        learned = _joined(blocks, _judged_drawn(
+            twin, scorer, threshold, net, x, blocks=config.drawn, size=blocks.usable.shape[1], epsilon=ranges[0],
+            levels=levels, seed=seed + 31))
+    fit_strength(net, learned, suspects, seed=seed, steps=config.strength_steps)
     seen = blocks.first(config.block_size)   # what serving meets; the others only widen bounds
     quantiles, l2_logit, harmless_logit = calibrate(net, seen, suspects, seed=seed)
     quantiles = wider(quantiles, calibrate(net, blocks, suspects, seed=seed)[0]) if config.moved else quantiles
@@ -283,6 +293,28 @@ def _blocks(net: StrengthNet, rehearsal: Rehearsal, sight: tuple[Tensor, Tensor,
         kind=torch.cat([rehearsal.kind, kind]),
         coarse=torch.cat([rehearsal.coarse, torch.zeros_like(kind, dtype=torch.bool)]),
     )
+
+
+@torch.no_grad()
+def _judged_drawn(model: nn.Module, scorer: Scorer, threshold: float, net: StrengthNet, x: Tensor, **plan) -> Rehearsed:
+    """Blocks under attacks along random fields, as `drawn` makes them from `x` by the `plan`.
+
+    They are called the first kind, which means nothing: no bound is taken from them.
+    """
+    inputs, usable, logs, coarse = [], [], [], []
+    for changed, clean, strength in drawn(x, **plan):
+        logit = scorer(changed, certainty(model(changed).softmax(1)))
+        usable.append(logit > threshold)
+        inputs.append(net.inputs(features(changed), logit))
+        logs.append(math.log(strength))
+        coarse.append(is_coarse(changed - clean))
+    zeros = torch.zeros(len(logs), dtype=torch.long, device=x.device)
+    return Rehearsed(inputs=torch.stack(inputs), usable=torch.stack(usable), norm=zeros, kind=zeros,
+                     log_epsilon=torch.tensor(logs, device=x.device), coarse=torch.tensor(coarse, device=x.device))
+
+
+def _joined(one: Rehearsed, other: Rehearsed) -> Rehearsed:
+    return Rehearsed(**{name: torch.cat([value, getattr(other, name)]) for name, value in vars(one).items()})
 
 
 @torch.no_grad()

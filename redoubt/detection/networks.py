@@ -11,9 +11,11 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from redoubt.detection.features import neighbours_median
 
-PIXELS = 63     # numbers of pixel evidence kept for each input: a learned projection and, last, the squashed score
+PIXELS = 62     # numbers of pixel evidence kept for each input: a learned projection and, last, the squashed score
 CERTAINTY = 3   # numbers in `certainty`
-EVIDENCE = PIXELS + 1   # and, behind them, the model's evidence: log odds of an attack; 0 where it was not asked
+ODDS = PIXELS   # behind them the model's evidence: log odds of an attack; 0 where it was not asked
+WHOLE = ODDS + 1   # and 1 where the picture holds whole levels, else 0
+EVIDENCE = WHOLE + 1
 NORMS = ("Linf", "L2")   # the order of the strength network's outputs
 LOGITS = 3   # of the strength network: that the norm is L2, that the changes are harmless, that they are coarse
 COARSENESS = 2   # which of them is the last
@@ -95,21 +97,19 @@ class _Stack(nn.Module):
 class StrengthNet(nn.Module):
     """Mean evidence of a campaign to the logarithm of epsilon: a deep set with a mean as its pooling.
 
-    Source of the shape: Zaheer et al. 2017, arXiv 1703.06114. Several heads share the projection; those of fold k learn
+    Source of the shape: Zaheer et al. 2017, arXiv 1703.06114. Several heads share the projection; head k learns
     from all rehearsed blocks but its own, so that they can be judged on these (the cross-conformal idea of Vovk 2015).
-    A fold speaks as the mixture of its `members` (deep ensembles: Lakshminarayanan et al. 2017, arXiv 1612.01474).
     """
 
-    def __init__(self, count: int, *, hidden: int = 128, folds: int = 4, members: int = 2):
+    def __init__(self, count: int, *, hidden: int = 128, folds: int = 8):
         super().__init__()
-        self.folds, self.members = folds, members
-        heads = folds * members
+        self.folds = folds
         self.register_buffer("mean", torch.zeros(count))
         self.register_buffer("scale", torch.ones(count))
         self.project = nn.Linear(count, PIXELS - 1)
         self.heads = nn.Sequential(
-            _Stack(heads, PIXELS + 1, hidden), nn.GELU(), _Stack(heads, hidden, hidden), nn.GELU(),
-            _Stack(heads, hidden, 2 * len(NORMS) + LOGITS),
+            _Stack(folds, PIXELS + 1, hidden), nn.GELU(), _Stack(folds, hidden, hidden), nn.GELU(),
+            _Stack(folds, hidden, 2 * len(NORMS) + LOGITS),
         )
 
     def inputs(self, features: Tensor, logit: Tensor) -> Tensor:
@@ -133,18 +133,13 @@ class StrengthNet(nn.Module):
         Returns:
             For each fold: ln(epsilon) in each norm's unit and its standard deviation, both [folds, B, norms], and
             logits, [folds, B, LOGITS]: that the norm is L2, that the changes are harmless, and that they are coarse.
-            While learning, the same for each head, [members x folds, ...], of which head h belongs to fold h % folds.
         """
         size = n.clamp(1, 64).log().unsqueeze(-1) / math.log(64)
-        out = self.heads(torch.cat([pooled, size], -1).expand(self.folds * self.members, -1, -1))
+        out = self.heads(torch.cat([pooled, size], -1).expand(self.folds, -1, -1))
         norms = len(NORMS)
         centre, spread, logits = out[..., :norms] - 2, out[..., norms : 2 * norms], out[..., 2 * norms :]
         spread = (spread.clamp(-5, 3) - 1).exp()
-        if self.training:
-            return centre, spread, logits
-        centre, spread, logits = (part.unflatten(0, (self.members, self.folds)) for part in (centre, spread, logits))
-        variance = spread.square().mean(0) + centre.var(0, unbiased=False)
-        return centre.mean(0), variance.sqrt(), logits.mean(0)
+        return centre, spread, logits
 
 
 def widen(spread: Tensor) -> Tensor:

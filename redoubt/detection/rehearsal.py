@@ -163,7 +163,7 @@ def rehearse_all(
             # A saturated softmax has no gradient: such an input stays as it was and is no attack.
             real.append(block.threat.size(block.x - block.clean) > 0.4 * block.threat.epsilon)
             change = (block.x - block.clean)[real[-1]]
-            facts.append((math.log(block.strength), index, KINDS.index(block.kind), _coarse(change), block.stored))
+            facts.append((math.log(block.strength), index, KINDS.index(block.kind), is_coarse(change), block.stored))
             if norm == "L2" or len(facts) % 2:
                 crossed = across(model, block, inside=len(near) % 2 == 1)
                 sent = on_lattice(crossed, levels) if len(near) % 5 else crossed   # four in five, as most that is sent
@@ -178,7 +178,7 @@ def rehearse_all(
     )
 
 
-def _coarse(change: Tensor) -> bool:
+def is_coarse(change: Tensor) -> bool:
     """Whether changes [n, C, S, S] stretch over several pixels, most of them; n may be 0."""
     left = blur(change).flatten(1).norm(dim=1) / change.flatten(1).norm(dim=1).clamp_min(1e-9)
     return len(left) > 0 and left.median().item() > _SMOOTH

@@ -128,7 +128,7 @@ def _loss(net: StrengthNet, mean: Tensor, n: Tensor, blocks: Rehearsed, block: T
     target = torch.stack([norm == 1, ~attacked, blocks.coarse[block]], -1).float().expand_as(logits)
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     loss = loss + 0.3 * (entropy[..., 0] + entropy[..., COARSENESS]) * attacked + entropy[..., 1]
-    own_fold = torch.arange(len(centre), device=block.device).unsqueeze(1) % net.folds
+    own_fold = torch.arange(net.folds, device=block.device).unsqueeze(1)
     return (loss * (fold_of(block, net.folds).unsqueeze(0) != own_fold)).mean()
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from redoubt.attacks import ATTACKS, fgsm, get_attack, momentum_pgd, on_lattice, pgd, transfer
+from redoubt.attacks import ATTACKS, fgsm, get_attack, holds_whole_levels, momentum_pgd, on_lattice, pgd, transfer
 from redoubt.attacks.gradient import ascent
 from redoubt.errors import InvalidInput
 from redoubt.evaluation.accuracy import accuracy
@@ -126,6 +126,10 @@ def test_the_lattice_holds_whole_levels_near_the_given_pixels(levels):
     assert torch.equal(on_lattice(rounded, levels), rounded)
     assert rounded.min() >= 0
     assert rounded.max() <= 1
+    assert holds_whole_levels(rounded, levels).all() and not holds_whole_levels(x, levels).any()
+    sent = torch.cat([(rounded * 1e4).round() / 1e4, rounded + 0.1 / levels])   # four decimals; a tenth of a level off
+    assert holds_whole_levels(sent, levels).tolist() == [True] * 5 + [False] * 5
+    assert holds_whole_levels(x[:0], levels).shape == (0,)
 
 
 @pytest.mark.parametrize("scaled", [False, True])

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from redoubt.detection.bounds import COARSE, FINE, LEVELS, SIZES, SURELY_FINE, calibrated, scaled_error
+from redoubt.detection.bounds import COARSE, FINE, LEVELS, SIZES, SURELY_FINE, calibrated, in_whole_levels, scaled_error
 
 SURE, UNSURE = SURELY_FINE - 1, SURELY_FINE + 1
 
@@ -67,3 +67,23 @@ def test_between_two_sizes_lies_the_value_between():
     assert read([SURE, UNSURE], SIZES[1]) == pytest.approx([1, 11])
     assert read([SURE], round(math.sqrt(SIZES[2] * SIZES[3]))) == pytest.approx([2.5], abs=0.05)
     assert read(UNSURE, 1000) == pytest.approx(13) and read(SURE, 1) == pytest.approx(0)
+
+
+@pytest.mark.parametrize(("low", "estimate", "high", "expected"), [
+    (3.1, 3.9, 4.8, (3.1, 3.9, 4.0)),      # five levels are not in it
+    (3.1, 4.6, 4.9, (3.1, 4.0, 4.0)),      # the estimate follows
+    (3.1, 3.9, 3.99999, (3.1, 3.9, 4.0)),  # a hair below four levels is four, as float32 has it
+    (4.0, 4.0, 4.0, (4.0, 4.0, 4.0)),
+    (4.2, 4.5, 4.9, (4.2, 4.5, 4.9)),      # no whole number: left alone
+    (0.4, 0.6, 0.9, (0.4, 0.6, 0.9)),      # what arrived is one level at least
+])
+def test_an_attack_in_whole_levels_has_an_upper_bound_in_whole_levels(low, estimate, high, expected):
+    found = in_whole_levels(low / 255, estimate / 255, high / 255, 255)
+    assert found == pytest.approx(tuple(value / 255 for value in expected), rel=1e-5)
+    assert found[0] <= found[1] <= found[2]
+
+
+def test_inputs_in_fractions_take_the_whole_bound_back_by_and_by():
+    shares = (1, 0.9, 0.87, 0.75, 0.6, 0)
+    highs = [in_whole_levels(3.1 / 255, 3.9 / 255, 4.8 / 255, 255, share)[2] * 255 for share in shares]
+    assert highs == pytest.approx([4.0, 4.0, 4.08, 4.4, 4.8, 4.8])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from redoubt.attacks import fgsm, on_lattice, pgd
 from redoubt.detection import Detector, FitConfig, Monitor, fit, match
+from redoubt.detection.networks import WHOLE
 from redoubt.detection.scoring import conformal_threshold
 from redoubt.errors import ArtifactError, InvalidInput
 from redoubt.models import Architecture, build
@@ -72,6 +74,30 @@ def test_verdicts_are_rows_whatever_the_batch(digits, digits_detector):
     assert digits_detector.assess(x[:0]).score.shape == (0,)
 
 
+def test_of_pictures_in_whole_levels_the_upper_bound_is_a_whole_number_of_them(digits, digits_model, digits_detector):
+    # As if the digits had 8 bits: the estimate is what it is, and pictures on that lattice are told from others.
+    fine = Detector(digits_model, digits_detector.scorer, digits_detector.strength_net, digits_detector.witness,
+                    replace(digits_detector.settings, levels=255))
+    x_adv = attacked(digits, digits_model, "pgd", 0.2)
+
+    def evidence(x):
+        verdicts = fine.assess(x)
+        return verdicts.evidence[verdicts.is_adversarial][:64]
+
+    rows, off = evidence(on_lattice(x_adv, 255)), evidence((on_lattice(x_adv, 255) + 0.3 / 255).clamp(0, 1))
+    high = fine.campaign(rows).high * 255
+    assert high == pytest.approx(round(high), abs=1e-3)
+    assert rows[:, WHOLE].all() and not off[:, WHOLE].any()
+    between = fine.campaign(off).high * 255
+    assert abs(between - round(between)) > 1e-3
+    # A few inputs in fractions among them, sent to widen the bound, do not.
+    mixed = fine.campaign(torch.cat([rows[:-6], off[-6:]])).high * 255
+    assert mixed == pytest.approx(round(mixed), abs=1e-3)
+    # Digits themselves have too few levels: the margin stands for what was set.
+    coarse = digits_detector.campaign(digits_detector.assess(on_lattice(x_adv, 16)).evidence[:64])
+    assert abs(coarse.high * 16 - round(coarse.high * 16)) > 1e-3
+
+
 def test_save_and_load_give_the_same_answers(digits, digits_model, digits_detector, tmp_path):
     digits_detector.save(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["detector.json", "detector.safetensors"]
@@ -125,16 +151,27 @@ def test_fitting_is_repeatable_and_leaves_the_model_alone(digits, digits_model):
     assert [row["step"] for row in steps] == ["surrogates", "rehearsal", "scorer", "strength", "witness"]
 
 
-@pytest.mark.parametrize("moved", [0, 2])
-def test_colour_and_odd_sizes_fit(moved):
+@pytest.mark.parametrize(("moved", "drawn"), [(0, 0), (2, 0), (1, 9)])
+def test_colour_and_odd_sizes_fit(moved, drawn):
     torch.manual_seed(0)
     model = build(Architecture(name="compact-cnn", num_classes=2, channels=3, size=11, mean=(0.5,) * 3, std=(0.2,) * 3))
     x, y = torch.rand(40, 3, 11, 11), torch.arange(40) % 2
     detector = fit(model.eval(), (x, y), (torch.rand(32, 3, 11, 11), y[:32]), levels=255,
-                   config=FitConfig(blocks=64, block_size=8, score_steps=20, strength_steps=10, moved=moved))
+                   config=FitConfig(blocks=64, block_size=8, score_steps=20, strength_steps=10, moved=moved,
+                                    drawn=drawn))
     assert detector.campaign(detector.assess(x).evidence).n == 40
     with pytest.raises(InvalidInput, match="3"):
         detector.assess(x[:, :1])
+
+
+@pytest.mark.parametrize(("side", "least", "most"), [(32, 800, 800), (96, 150, 250), (224, 30, 60)])
+def test_large_pictures_get_few_blocks_of_either_sort(side, least, most):
+    model = build(Architecture(name="compact-cnn", num_classes=2, channels=3, size=8, mean=(0.5,) * 3, std=(0.2,) * 3))
+    x = torch.zeros(1, 3, side, side).expand(2000, -1, -1, -1)
+    config = FitConfig.suited_to(model, x)
+    assert least <= config.drawn <= most
+    assert config.drawn / config.blocks == pytest.approx(800 / 1440, rel=0.05)
+    assert FitConfig.suited_to(model, x[:, :1]).drawn == 0   # grey
 
 
 def test_fit_refuses_what_it_cannot_use(digits, digits_model):
@@ -146,6 +183,9 @@ def test_fit_refuses_what_it_cannot_use(digits, digits_model):
         fit(digits_model, digits.tensors("detector_fit", 10), data[1], levels=16)
     with pytest.raises(InvalidInput, match="blocks"):
         FitConfig(blocks=3)
+    for name in ("moved", "drawn"):
+        with pytest.raises(InvalidInput, match=name):
+            FitConfig(**{name: -1})
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(0, 64), torch.zeros(5, 3), torch.full((5, 64), float("nan"))],

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from redoubt.detection.benign import BENIGN, benign, fewer_steps, jpeg
-from redoubt.detection.features import BINS, feature_count, features
+from redoubt.detection.features import NARROW, WIDE, feature_count, features
 from redoubt.detection.rehearsal import KINDS, rehearse
 from redoubt.detection.surrogates import fit_surrogates
 
@@ -19,17 +19,35 @@ def test_each_histogram_is_a_share_of_pixels(channels):
     x = torch.rand(4, channels, 9, 9)
     seen = features(x)
     assert seen.shape == (4, feature_count(channels))
-    sums = seen.square().view(4, -1, BINS + 1).sum(-1)
-    torch.testing.assert_close(sums, torch.ones_like(sums))
+    whole = (9 if channels > 1 else 8) * (WIDE.bins + 1)
+    for part, scale in ((seen[:, :whole], WIDE), (seen[:, whole:], NARROW)):
+        assert (part.numel() == 0) == (scale is NARROW and channels == 1)   # where it is flat, in colour
+        sums = part.square().view(4, -1, scale.bins + 1).sum(-1)
+        torch.testing.assert_close(sums, torch.ones_like(sums))
+
+
+def test_where_a_picture_is_flat_what_was_added_lies_bare():
+    """A textured half must not hide that a flat half was changed by 4 levels."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.full((1, 3, 32, 32), 0.5)
+    x[..., 16:] += 0.3 * torch.rand(1, 3, 32, 16, generator=generator).round() - 0.15
+    x = x + torch.nn.functional.pad(torch.linspace(-0.3, 0.3, 16).expand(1, 3, 32, 16), (16, 0))
+    changed = x + 4 / 255 * torch.randn(x.shape, generator=generator).sign()
+    counts = features(changed)[0, 9 * (WIDE.bins + 1):][: NARROW.bins + 1].square()   # the residual, flattest fifth
+    width = math.log(NARROW.highest / NARROW.lowest) / (NARROW.bins - 1)
+    at = [1 + math.log(size / 255 / NARROW.lowest) / width for size in (4, 8)]
+    near = sum(counts[math.floor(place) : math.floor(place) + 2].sum().item() for place in at)
+    assert near + counts[0].item() > 0.99   # 0, 4 or 8 levels from the median of four
+    assert features(x)[0, 9 * (WIDE.bins + 1)].square().item() > 0.99   # and nothing before
 
 
 def test_pixel_values_land_in_the_bin_of_their_logarithm():
-    width = (math.log(0.8) - math.log(0.003)) / (BINS - 1)
+    width = (math.log(0.8) - math.log(0.003)) / (WIDE.bins - 1)
     x = torch.zeros(1, 1, 8, 8)
     x[0, 0, 0, :] = 0.003 * math.exp(7 * width)          # an eighth of the pixels at bin 7
     x[0, 0, 1, :] = 0.003 * math.exp(20.25 * width)      # an eighth between bins 20 and 21
-    share = features(x)[0, : BINS + 1].square()          # the first histogram is of the values themselves
-    expected = torch.zeros(BINS + 1)
+    share = features(x)[0, : WIDE.bins + 1].square()          # the first histogram is of the values themselves
+    expected = torch.zeros(WIDE.bins + 1)
     expected[0], expected[8], expected[21], expected[22] = 6 / 8, 1 / 8, 3 / 32, 1 / 32
     torch.testing.assert_close(share, expected, atol=1e-4, rtol=1e-3)
 
@@ -111,7 +129,7 @@ def test_stripes_run_along_rows_or_columns():
 def test_a_smooth_change_shows_where_the_picture_is_made_small():
     """Waves over several pixels leave the fine residual alone; the halved and quartered pictures show them."""
     wave = 0.5 + 0.1 * torch.sin(torch.arange(32) * math.pi / 8).expand(1, 1, 32, 32)
-    parts = features(wave).square().view(-1, BINS + 1)
-    centres = torch.cat([torch.zeros(1), torch.logspace(math.log10(0.003), math.log10(0.8), BINS)])
+    parts = features(wave).square()[0, : 8 * (WIDE.bins + 1)].view(-1, WIDE.bins + 1)
+    centres = torch.cat([torch.zeros(1), torch.logspace(math.log10(0.003), math.log10(0.8), WIDE.bins)])
     fine, quarter = (parts[row] @ centres for row in (2, 7))   # neighbours in a row, and both ways in the quarter
     assert quarter > fine

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from redoubt.attacks import on_lattice, pgd
-from redoubt.detection.rehearsal import Block, _coarse, across, rehearse, rehearse_all
+from redoubt.detection.rehearsal import Block, across, is_coarse, rehearse, rehearse_all
 from redoubt.detection.surrogates import fit_surrogates
 from redoubt.threat import ThreatModel
 
@@ -86,7 +86,7 @@ def test_what_stretches_over_many_pixels_is_called_coarse():
     generator = torch.Generator().manual_seed(0)
     fine = torch.randn(8, 3, 32, 32, generator=generator).sign()
     squares = fine[..., :4, :4].repeat_interleave(8, 2).repeat_interleave(8, 3)
-    assert not _coarse(fine) and _coarse(squares)
-    assert not _coarse(torch.cat([fine, squares[:3]])) and _coarse(torch.cat([squares, fine[:3]]))   # most of them
-    assert not _coarse(torch.zeros(4, 1, 8, 8)) and not _coarse(torch.zeros(0, 1, 8, 8))
-    assert _coarse(torch.ones(4, 1, 8, 8))   # edges are no grain
+    assert not is_coarse(fine) and is_coarse(squares)
+    assert not is_coarse(torch.cat([fine, squares[:3]])) and is_coarse(torch.cat([squares, fine[:3]]))   # most of them
+    assert not is_coarse(torch.zeros(4, 1, 8, 8)) and not is_coarse(torch.zeros(0, 1, 8, 8))
+    assert is_coarse(torch.ones(4, 1, 8, 8))   # edges are no grain

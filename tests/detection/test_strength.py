@@ -1,31 +1,18 @@
-"""The strength network: an ensemble in which each fold is judged by heads that did not learn from it."""
+"""The strength network: each fold is judged by a head that did not learn from it."""
 
 from __future__ import annotations
 
 import torch
 
-from redoubt.detection.networks import PIXELS, StrengthNet
+from redoubt.detection.networks import StrengthNet
 from redoubt.detection.strength import Rehearsed, _loss, fold_of
 
-FOLDS, MEMBERS = 4, 3
+FOLDS = 4
 
 
 def network() -> StrengthNet:
     torch.manual_seed(0)
-    return StrengthNet(7, folds=FOLDS, members=MEMBERS)
-
-
-def test_a_fold_speaks_as_the_mixture_of_its_members():
-    net, pooled, n = network(), torch.randn(5, PIXELS), torch.full((5,), 8.0)
-    centre, spread, logits = net.train()(pooled, n)
-    assert len(centre) == FOLDS * MEMBERS
-    mixed, width, said = net.eval()(pooled, n)
-    for fold in range(FOLDS):   # the law of total variance
-        own = centre[fold::FOLDS]
-        second = (spread[fold::FOLDS].square() + own.square()).mean(0)
-        torch.testing.assert_close(mixed[fold], own.mean(0))
-        torch.testing.assert_close(width[fold], (second - own.mean(0).square()).sqrt(), rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(said[fold], logits[fold::FOLDS].mean(0))
+    return StrengthNet(7, folds=FOLDS)
 
 
 def test_no_head_learns_from_the_fold_that_it_is_judged_on():
@@ -36,5 +23,5 @@ def test_no_head_learns_from_the_fold_that_it_is_judged_on():
     block = (fold_of(torch.arange(64), FOLDS) == 1).nonzero()[:, 0]
     _loss(net, blocks.inputs[block].mean(1), torch.full((len(block),), 4.0), blocks, block).backward()
     learned = torch.stack([layer.grad.abs().sum((1, 2)) for layer in (net.heads[0].weight, net.heads[4].weight)])
-    held_out = torch.arange(FOLDS * MEMBERS) % FOLDS == 1
+    held_out = torch.arange(FOLDS) == 1
     assert (learned[:, held_out] == 0).all() and (learned[:, ~held_out] > 0).all()

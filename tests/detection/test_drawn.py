@@ -1,0 +1,52 @@
+"""Attacks along random fields: inside their bound, at it often enough, and of many textures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from redoubt.attacks import holds_whole_levels, on_lattice
+from redoubt.detection.drawn import drawn
+
+RANGE, LEVELS = (0.02, 0.3), 255
+
+
+def pictures(channels: int = 3) -> torch.Tensor:
+    return on_lattice(0.2 + 0.6 * torch.rand(40, channels, 20, 20, generator=torch.Generator().manual_seed(0)), LEVELS)
+
+
+def blocks(x: torch.Tensor, **given) -> list:
+    return list(drawn(x, **{"blocks": 40, "size": 12, "epsilon": RANGE, "levels": LEVELS, "seed": 3} | given))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_blocks_stay_inside_their_bound_and_come_to_it(channels):
+    x, stored, reached = pictures(channels), 0, []
+    made = blocks(x)
+    assert len(made) == 40
+    for changed, clean, strength in made:
+        assert changed.shape == clean.shape == (12, channels, 20, 20)
+        assert changed.min() >= 0 and changed.max() <= 1
+        assert (clean.unsqueeze(1) == x.unsqueeze(0)).flatten(2).all(2).any(1).all()   # of the given pictures
+        size = (changed - clean).abs()
+        assert size.max() <= strength + 1e-5
+        reached.append((size >= 0.85 * strength).float().mean().item())
+        whole = bool(holds_whole_levels(changed, LEVELS).all())
+        stored += whole
+        assert not whole or abs(strength * LEVELS - round(strength * LEVELS)) < 1e-3
+    assert 22 <= stored <= 37
+    assert sum(share >= 0.28 for share in reached) >= 38 and max(reached) > 0.9
+
+
+def test_textures_reach_from_grain_to_one_colour_over_the_picture():
+    beside = []
+    for changed, clean, _ in blocks(pictures()):
+        change = changed - clean
+        beside.append(((change[..., 1:] * change[..., :-1]).mean() / change.square().mean()).item())
+    assert min(beside) < 0.1 and max(beside) > 0.8
+
+
+def test_the_same_seed_gives_the_same_blocks():
+    one, two, other = (blocks(pictures(), blocks=6, seed=seed) for seed in (1, 1, 2))
+    assert all(torch.equal(a[0], b[0]) and a[2] == b[2] for a, b in zip(one, two, strict=True))
+    assert not torch.equal(one[0][0], other[0][0])
