@@ -98,7 +98,8 @@ class StrengthNet(nn.Module):
     """Mean evidence of a campaign to the logarithm of epsilon: a deep set with a mean as its pooling.
 
     Source of the shape: Zaheer et al. 2017, arXiv 1703.06114. Several heads share the projection; head k learns
-    from all rehearsed blocks but its own, so that they can be judged on these (the cross-conformal idea of Vovk 2015).
+    from all rehearsed blocks but its own, so that it can be judged on these (the cross-conformal idea of Vovk 2015).
+    Not quite: the projection learns from all blocks through the other heads.
     """
 
     def __init__(self, count: int, *, hidden: int = 128, folds: int = 8):

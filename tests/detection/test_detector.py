@@ -98,6 +98,19 @@ def test_of_pictures_in_whole_levels_the_upper_bound_is_a_whole_number_of_them(d
     assert abs(coarse.high * 16 - round(coarse.high * 16)) > 1e-3
 
 
+def test_bounds_are_wider_where_the_heads_disagree(digits_model, digits_detector, digits):
+    verdicts = digits_detector.assess(attacked(digits, digits_model, "pgd", 0.2))
+    rows = verdicts.evidence[verdicts.is_adversarial][:64]
+    torn = copy.deepcopy(digits_detector)
+    last = torn.strength_net.heads[-1].bias   # [folds, 1, outputs], of which the first is ln(epsilon) in Linf
+    with torch.no_grad():
+        last[0, 0, 0] += 0.5
+        last[1, 0, 0] -= 0.5
+    before, after = digits_detector.campaign(rows), torn.campaign(rows)
+    assert after.estimate == pytest.approx(before.estimate, rel=0.01)
+    assert after.low < 0.95 * before.low and after.high > 1.05 * before.high
+
+
 def test_save_and_load_give_the_same_answers(digits, digits_model, digits_detector, tmp_path):
     digits_detector.save(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["detector.json", "detector.safetensors"]
