@@ -170,7 +170,10 @@ class Settings(BaseSettings):
     l2_ceiling: float = Field(
         0.1, gt=0, description="Largest L2 epsilon that a run may be asked for, times the root of an input's values"
     )
-    epsilon_ratio: float = Field(RATIO, gt=1, le=1.1, description="Ratio between neighbours on the grid of epsilons")
+    epsilon_ratio: float = Field(
+        RATIO, gt=1, le=1.1,
+        description="Ratio between neighbours on the grid of epsilons; whole pixel levels further apart count too",
+    )
 
     # -- retraining
     gate_policy: Path | None = Field(

@@ -184,10 +184,11 @@ class Detector:
         norm = best.norm
         bounds = self._bounds(best.centre[norm], best.spread[norm], best.coarse, norm, best.n, (0.01, 0.99))
         low, estimate, high = (value.item() for value in bounds)
-        if norm == 0 and self.settings.levels >= _FEW_LEVELS:
-            low, estimate, high = in_whole_levels(low, estimate, high, self.settings.levels, best.whole)
+        levels = self.settings.levels if norm == 0 and self.settings.levels >= _FEW_LEVELS else None
+        if levels:
+            low, estimate, high = in_whole_levels(low, estimate, high, levels, best.whole)
         return Strength(norm=NORMS[norm], estimate=estimate, low=low, high=high, n=len(evidence),
-                        harmless=best.harmless and not best.witnessed, witnessed=best.witnessed)
+                        harmless=best.harmless and not best.witnessed, witnessed=best.witnessed, levels=levels)
 
     @torch.no_grad()
     def strengths(self, evidence: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """From the measured strength of an attack to the epsilon to train for, and whether to train at all. Pure functions.
 
 The published ancestor trains at a strength that "matches or slightly exceeds" the attack. Here that is arithmetic: the
-one-sided 99 % upper bound of epsilon, rounded up on a geometric grid. The lower bound alone decides whether to act.
+one-sided 99 % upper bound of epsilon, rounded up on a geometric grid. Where stored pixels step more coarsely than that
+grid, their steps lie on it: 5 / 255 is answered with 5 / 255. The lower bound alone decides whether to act.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def match(strength: Strength, *, floor: float = FLOOR, ceiling: float = CEILING,
         ratio: the grid's step, above 1 and at most 1.1.
 
     Returns:
-        The smallest grid point that is not below `strength.high`, or `ceiling` if that is smaller.
+        The smallest grid point that is not below `strength.high`, or `ceiling` if that is smaller. Where pictures
+        come in whole levels that lie further apart than `ratio` (`strength.levels`), those are grid points too.
 
     Raises:
         InvalidInput: for bounds out of order or a strength that is not made of finite positive numbers.
@@ -56,7 +58,12 @@ def match(strength: Strength, *, floor: float = FLOOR, ceiling: float = CEILING,
     _check_strength(strength)
     # A hair of tolerance: a bound that lies on the grid must not be pushed to the next point by rounding.
     step = max(0, math.ceil(math.log(strength.high / floor) / math.log(ratio) - 1e-9))
-    return min(floor * ratio**step, ceiling)
+    point = floor * ratio**step
+    if strength.levels:
+        whole = math.ceil(strength.high * strength.levels - 1e-6)
+        if whole > ratio * (whole - 1):
+            point = min(point, max(whole / strength.levels, floor))
+    return min(point, ceiling)
 
 
 def decide(

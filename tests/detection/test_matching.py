@@ -32,6 +32,22 @@ def test_match_keeps_a_bound_on_the_grid_and_stays_inside_floor_and_ceiling():
     assert match(strength(low=0.3, estimate=0.4, high=0.5), ceiling=0.25) == 0.25
 
 
+@pytest.mark.parametrize(("high", "matched"), [
+    (5 / 255, 5 / 255), (4.6 / 255, 0.01 * 1.05**13), (4.9 / 255, 5 / 255), (20 / 255, 20 / 255),
+    (19.9 / 255, 20 / 255), (30 / 255, 0.01 * 1.05**51), (1 / 255, 0.01),
+])
+def test_whole_levels_lie_on_the_grid_where_they_are_further_apart_than_its_step(high, matched):
+    assert match(strength(low=0.001, estimate=0.002, high=high, levels=255)) == pytest.approx(matched, rel=1e-9)
+
+
+def test_without_levels_a_bound_of_whole_levels_is_rounded_up_like_any_other():
+    assert match(strength(low=0.001, estimate=0.002, high=5 / 255)) == pytest.approx(0.01 * 1.05**14)
+
+
+def test_the_ceiling_holds_for_whole_levels_too():
+    assert match(strength(low=0.001, estimate=0.002, high=7 / 255, levels=255), ceiling=0.02) == 0.02
+
+
 @pytest.mark.parametrize("bad", [{"floor": 0}, {"floor": 0.4}, {"ceiling": 1.5}, {"ratio": 1.0}, {"ratio": 1.2},
                                  {"ceiling": math.nan}, {"ratio": math.nan}], ids=str)
 def test_match_refuses_a_bad_grid(bad):
