@@ -9,6 +9,7 @@ from torch import Tensor
 
 SIZES = (1, 4, 16, 32)           # campaign sizes at which bounds are calibrated; in smaller blocks, the block's
 LEVELS = (0.01, 0.05, 0.95, 0.99)   # quantiles of the scaled error, kept for each norm, size and grain
+FLOORS = (0.02, 0.02, 0.06, 0.06)   # of the spread that scales it, for each; see `scaled`
 FINE, COARSE = 0, 1
 SURELY_FINE = -3.0   # the logit of coarseness below which a campaign is judged by the errors of fine ones
 _ENOUGH = 400   # held-out campaigns, four of a block, without which a grain has no 99 % quantile of its own
@@ -26,11 +27,23 @@ def grain(coarse: Tensor) -> Tensor:
     return torch.where(coarse < SURELY_FINE, FINE, COARSE)
 
 
-def calibrated(error: Tensor, coarse: Tensor, kind: Tensor) -> Tensor:
+def scaled(spread: Tensor) -> Tensor:
+    """The spread of ln(epsilon) [...] as it scales the error for each of `LEVELS`: [..., LEVELS].
+
+    How sure the network is of what it has never seen says less than how sure it is of what it learned: the larger the
+    floor, the more alike the bounds of all (normalised conformal prediction: Papadopoulos & Haralambous 2011). Above,
+    the floor keeps room for attacks that reach their bound in few pixels, which are read too small with assurance.
+    Below, weak attacks are read too large, and the network knows that it is unsure of them.
+    """
+    return (spread.unsqueeze(-1).square() + torch.tensor(FLOORS, device=spread.device).square()).sqrt()
+
+
+def calibrated(error: Tensor, spread: Tensor, coarse: Tensor, kind: Tensor) -> Tensor:
     """Quantiles of a scaled error by grain (Mondrian conformal prediction: Vovk, Gammerman & Shafer 2005).
 
     Args:
-        error: (ln epsilon - estimate) / spread on held-out campaigns, [M].
+        error: ln epsilon - estimate on held-out campaigns, [M].
+        spread: what they were said to err by, [M].
         coarse: their logit of coarseness, [M].
         kind: their kind of attack, [M].
 
@@ -38,6 +51,7 @@ def calibrated(error: Tensor, coarse: Tensor, kind: Tensor) -> Tensor:
         [2, LEVELS]: of fine ones their own, of coarse ones whichever lies farther out, their own or that of all. Of all
         for both where either has too few.
     """
+    error = error.unsqueeze(1) / scaled(spread)
     fine, every = grain(coarse) == FINE, _widest(error, kind, 1)
     if min(fine.sum(), (~fine).sum()) < _ENOUGH:
         return every.repeat(2, 1)
@@ -51,20 +65,20 @@ def wider(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _widest(error: Tensor, kind: Tensor, least: int) -> Tensor:
-    """Quantiles of `error` [M] at `LEVELS`, for the kind [M] whose mean error lies farthest out.
+    """Quantiles of `error` [M, LEVELS] at `LEVELS`, for the kind [M] whose mean error lies farthest out.
 
     A kind has too few blocks for a 99 % quantile of its own: scatter is pooled over kinds, bias is taken at its worst.
     Kinds of fewer than `least` count as scatter about the mean of all.
     """
-    bias, scatter = [error.mean()], error - error.mean()
+    bias, scatter = [error.mean(0)], error - error.mean(0)
     for one in kind.unique():
         rows = kind == one
         if rows.sum() >= least:
-            bias.append(error[rows].mean())
+            bias.append(error[rows].mean(0))
             scatter[rows] = error[rows] - bias[-1]
     bias = torch.stack(bias)
-    levels = torch.tensor(LEVELS)
-    return scatter.quantile(levels) + torch.where(levels < 0.5, bias.min(), bias.max())
+    spread = torch.stack([column.quantile(level) for column, level in zip(scatter.unbind(1), LEVELS, strict=True)])
+    return spread + torch.where(torch.tensor(LEVELS) < 0.5, bias.amin(0), bias.amax(0))
 
 
 def scaled_error(table: Tensor, coarse: Tensor, n: int) -> Tensor:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from redoubt.attacks import holds_whole_levels
-from redoubt.detection.bounds import LEVELS, in_whole_levels, scaled_error
+from redoubt.detection.bounds import LEVELS, in_whole_levels, scaled, scaled_error
 from redoubt.detection.features import feature_count, features
 from redoubt.detection.groups import excess, least, nested, upper_means
 from redoubt.detection.networks import (
@@ -26,6 +26,7 @@ from redoubt.detection.networks import (
     Scorer,
     StrengthNet,
     certainty,
+    mixture,
     scatter,
     widen,
 )
@@ -34,7 +35,7 @@ from redoubt.detection.verdicts import Strength, Verdicts
 from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet, measured
 from redoubt.errors import ArtifactError, InvalidInput
 
-FORMAT = 8
+FORMAT = 9
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 _CHUNK = 512                     # inputs looked at in one go, which bounds the memory that they take
 _FEW_LEVELS = 64                 # 8-bit budgets are whole levels, or many; half a level of 16 is a sixth of 0.2
@@ -56,7 +57,8 @@ class Settings:
         l2_logit, harmless_logit: above these a campaign is called L2, or harmless.
         attack_logit: below this, part of a harmless campaign is an attack.
         apart: [norm], the excess (`groups.excess`) above which a group is an attack of its own.
-        quantiles: [norm][size][grain][level] of (ln epsilon - estimate) / spread on rehearsed blocks held out.
+        quantiles: [norm][size][grain][level] of the error of ln(epsilon), as `bounds.scaled` scales it, on rehearsed
+            blocks held out.
         lowest, highest: [norm], the range of epsilon that was rehearsed.
         asks: whether flagged inputs are put to the model; if not, pixels alone decide what is an attack.
         fitted: facts about the fit, for people.
@@ -243,7 +245,7 @@ class Detector:
             rows, whole = order[: attack.n], attack
             evidence, centre, spread = evidence[rows], centre[rows], spread[rows]
         order, groups = self._parts(evidence, centre[:, 0], smallest)
-        best, single = whole, scatter(centre[:, 0], spread[:, 0], self.settings.levels).median()
+        best, single = whole, scatter(centre[:, 0], widen(spread[:, 0]), self.settings.levels).median()
         for group in groups:
             above, typical = group.centre[0], centre[order[: group.n], 0].median()
             over = excess(torch.minimum(above, typical), best.centre[0], single).item()
@@ -261,12 +263,9 @@ class Detector:
         return order, [self._pooled(mean[0], size.item()) for mean, size in zip(means, sizes, strict=True)]
 
     def _read(self, pooled: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """ln(epsilon), its spread and the logits by all heads at once. Where these disagree, the campaign is unlike
-        what they learned, and the spread is wider (deep ensembles: Lakshminarayanan et al. 2017, arXiv 1612.01474)."""
+        """ln(epsilon), its spread and the logits by all heads at once."""
         centre, spread, logits = self.strength_net(pooled, n)
-        middle, logits = centre.mean(0), logits.mean(0)
-        variance = (spread.square() + (centre - middle).square()).mean(0)
-        return middle, widen(variance.sqrt()), logits
+        return *mixture(centre, spread), logits.mean(0)
 
     def _bounds(
         self, centre: Tensor, spread: Tensor, coarse: Tensor, norm: int, n: int, quantiles: tuple[float, float]
@@ -276,12 +275,12 @@ class Detector:
         Strength is what arrived: of an attack in whole levels, a whole number of them. Where levels are few, what was
         set may lie far from that, and half a level is added to either side.
         """
-        errors = scaled_error(self._quantiles[norm].to(spread.device), coarse, n)
+        errors = scaled_error(self._quantiles[norm].to(spread.device), coarse, n) * scaled(spread)
         below, above = (errors[..., LEVELS.index(level)] for level in quantiles)
         half = 0.5 / self.settings.levels
         margin = half if norm == 0 and self.settings.levels < _FEW_LEVELS else 0.0
         least, most = max(self.settings.lowest[norm] - half, half / 4), self.settings.highest[norm] + half
-        low, high = (centre + below.clamp_max(0) * spread).exp() - margin, (centre + above.clamp_min(0) * spread).exp()
+        low, high = (centre + below.clamp_max(0)).exp() - margin, (centre + above.clamp_min(0)).exp()
         return tuple(value.clamp(least, most) for value in (low, centre.exp(), high + margin))
 
     def save(self, folder: Path | str) -> None:

@@ -7,16 +7,32 @@ import math
 import pytest
 import torch
 
-from redoubt.detection.bounds import COARSE, FINE, LEVELS, SIZES, SURELY_FINE, calibrated, in_whole_levels, scaled_error
+from redoubt.detection.bounds import (
+    COARSE,
+    FINE,
+    FLOORS,
+    LEVELS,
+    SIZES,
+    SURELY_FINE,
+    calibrated,
+    in_whole_levels,
+    scaled,
+    scaled_error,
+)
 
 SURE, UNSURE = SURELY_FINE - 1, SURELY_FINE + 1
+
+
+def table_of(error, coarse, kind):
+    """`calibrated`, of errors in units of a spread so wide that floors do not matter."""
+    return calibrated(100.0 * error, torch.full_like(error, 100.0), coarse, kind)
 
 
 def test_fine_and_coarse_changes_have_bounds_of_their_own():
     generator = torch.Generator().manual_seed(1)
     coarse = torch.tensor([SURE, UNSURE]).repeat(4000)
     error = torch.randn(8000, generator=generator) * torch.tensor([1.0, 3.0]).repeat(4000)
-    table = calibrated(error, coarse, torch.zeros(8000, dtype=torch.long))
+    table = table_of(error, coarse, torch.zeros(8000, dtype=torch.long))
     assert table.shape == (2, len(LEVELS))
     assert table[FINE].tolist() == pytest.approx([-2.33, -1.64, 1.64, 2.33], rel=0.1)
     assert table[COARSE].tolist() == pytest.approx([-6.98, -4.93, 4.93, 6.98], rel=0.1)
@@ -26,7 +42,7 @@ def test_the_worst_kind_sets_the_bound():
     generator = torch.Generator().manual_seed(2)
     kind = torch.randint(3, (9000,), generator=generator)
     error = torch.randn(9000, generator=generator) + torch.tensor([-1.0, 0.0, 2.0])[kind]
-    table = calibrated(error, torch.tensor([SURE, UNSURE]).repeat(4500), kind)
+    table = table_of(error, torch.tensor([SURE, UNSURE]).repeat(4500), kind)
     for own in table:
         assert own.tolist() == pytest.approx([-3.33, -2.64, 3.64, 4.33], rel=0.06)
 
@@ -35,8 +51,8 @@ def test_coarse_changes_never_have_the_narrower_bounds():
     generator = torch.Generator().manual_seed(4)
     coarse = torch.tensor([SURE, UNSURE]).repeat(4000)
     error = torch.randn(8000, generator=generator) * torch.tensor([3.0, 1.0]).repeat(4000)
-    table, kind = calibrated(error, coarse, torch.zeros(8000, dtype=torch.long)), torch.zeros(8000, dtype=torch.long)
-    every = calibrated(error, torch.full((8000,), SURE), kind)[FINE]
+    table, kind = table_of(error, coarse, torch.zeros(8000, dtype=torch.long)), torch.zeros(8000, dtype=torch.long)
+    every = table_of(error, torch.full((8000,), SURE), kind)[FINE]
     assert table[COARSE].tolist() == pytest.approx(every.tolist(), abs=1e-5)
 
 
@@ -44,7 +60,7 @@ def test_a_few_that_strayed_set_no_bound():
     generator = torch.Generator().manual_seed(5)
     error, kind = torch.randn(8000, generator=generator), torch.zeros(8000, dtype=torch.long)
     error[:6], kind[:6] = 30.0, 1
-    table = calibrated(error, torch.tensor([SURE, UNSURE]).repeat(4000), kind)
+    table = table_of(error, torch.tensor([SURE, UNSURE]).repeat(4000), kind)
     assert table[FINE, -1].item() == pytest.approx(2.33, rel=0.1)
 
 
@@ -53,8 +69,28 @@ def test_too_few_of_one_grain_borrow_from_all(logit):
     generator = torch.Generator().manual_seed(3)
     coarse = torch.full((900,), logit)
     coarse[:100] = SURE + UNSURE - logit
-    table = calibrated(torch.randn(900, generator=generator), coarse, torch.zeros(900, dtype=torch.long))
+    table = table_of(torch.randn(900, generator=generator), coarse, torch.zeros(900, dtype=torch.long))
     assert bool(torch.isfinite(table).all()) and torch.equal(table[FINE], table[COARSE])
+
+
+def test_bounds_hold_as_often_as_they_say_whether_the_spread_is_right_or_not():
+    """Of campaigns that err by what was said, and of as many that err by 5 % whatever was said."""
+    generator = torch.Generator().manual_seed(6)
+    said = torch.rand(40_000, generator=generator) * 0.2
+    right = torch.arange(40_000) % 2 == 0
+    error = torch.randn(40_000, generator=generator) * torch.where(right, said, 0.05)
+    coarse, kind = torch.full((40_000,), SURE), torch.zeros(40_000, dtype=torch.long)
+    table = calibrated(error[:20_000], said[:20_000], coarse[:20_000], kind[:20_000])
+    reach = scaled_error(table.expand(len(SIZES), -1, -1), coarse, 64)[20_000:] * scaled(said[20_000:])
+    held = (error[20_000:].unsqueeze(1) <= reach).float().mean(0)
+    assert held.tolist() == pytest.approx(list(LEVELS), abs=0.006)
+
+
+def test_the_floor_makes_bounds_of_the_sure_and_the_unsure_alike_above_more_than_below():
+    sure, unsure = scaled(torch.tensor([0.0, 0.06]))
+    assert sure.tolist() == pytest.approx(list(FLOORS))
+    ratio = (unsure / sure).tolist()
+    assert ratio[0] > 2 * ratio[-1] and ratio[-1] == pytest.approx(math.sqrt(2))
 
 
 def test_between_two_sizes_lies_the_value_between():
