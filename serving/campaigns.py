@@ -185,8 +185,7 @@ class Campaigns:
             return "unanswered"   # until the next request is made
         if decision.retrain:
             return None
-        covered = covered_epsilon(self._loaded.bundle.threats, strength.norm)
-        return "covered" if strength.low <= covered else "unanswered"
+        return "covered" if decision.covered else "unanswered"
 
     def _ask(self, decision: Decision) -> bool:
         """Whether the wish is settled: written down, or only a dry run."""

@@ -15,6 +15,7 @@ UNFINISHED = ("pending", "running")
 FINISHED = ("promoted", "waiting", "refused", "failed")   # states of a retraining request
 OUTCOMES = ("answered", "covered", "unanswered", "shift", "faded", "superseded", "dry-run")   # of a closed campaign
 SETTLED = ("refused", "waiting")   # the gate has spoken: the same request again would bring nothing new
+_ALIKE = 1.01   # epsilons that lie no further apart are one: a whole pixel level may lie next to a point of the grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,8 @@ class Campaign:
         model_version: the version that was attacked.
         inputs_at_alarm: distinct inputs that the monitor had seen when it raised the alarm.
         flagged: distinct flagged inputs that belong to it so far.
-        strength: {norm, estimate, low, high, n, harmless} as last estimated; None before there was enough evidence.
+        strength: {norm, estimate, low, high, n, harmless, witnessed, levels} as last estimated; None before there was
+            enough evidence.
         matched: the epsilon on the grid that answers this strength, asked for or not; None where there is none.
         outcome: finding so far, final once closed; None while undecided. `answered`: a new champion covers it.
             `covered`: the champion already did. `unanswered`: the gate refused, or the run failed, or the ceiling
@@ -161,7 +163,7 @@ def forbidden(
         return "this campaign already has its retraining request"
     settled = [
         past for past in earlier if past.state in SETTLED and past.norm == threat.norm
-        and past.epsilon >= threat.epsilon
+        and past.epsilon * _ALIKE >= threat.epsilon
         and (past.campaign == campaign.id or past.parent_version == campaign.model_version)
     ]
     if settled:   # the same parent, data and seed would give the same version again

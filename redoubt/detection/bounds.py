@@ -9,11 +9,11 @@ from torch import Tensor
 
 SIZES = (1, 4, 16, 32)           # campaign sizes at which bounds are calibrated; in smaller blocks, the block's
 LEVELS = (0.01, 0.05, 0.95, 0.99)   # quantiles of the scaled error, kept for each norm, size and grain
-FLOORS = (0.02, 0.02, 0.06, 0.06)   # of the spread that scales it, for each; see `scaled`
+FLOORS = (0.02, 0.02, 0.05, 0.05)   # of the spread that scales it, for each; see `scaled`
 FINE, COARSE = 0, 1
 SURELY_FINE = -3.0   # the logit of coarseness below which a campaign is judged by the errors of fine ones
 _ENOUGH = 400   # held-out campaigns, four of a block, without which a grain has no 99 % quantile of its own
-_FEWEST, _MOST = 0.6, 0.9   # inputs in whole levels: from which share on they count, and count in full
+_FEWEST, MOST = 0.6, 0.9   # inputs in whole levels: from which share on they count, and count in full
 _HAIR = 1e-3    # of a level: float32 puts 8 / 255 on either side of it
 _KIND = 40      # of one kind in a grain: what strayed into the other grain has no bias, only noise
 
@@ -109,7 +109,7 @@ def in_whole_levels(
             where two in five do not; gradually, so that a few inputs sent in fractions move it little.
     """
     whole = math.floor(high * levels + _HAIR) / levels
-    weight = min(max((share - _FEWEST) / (_MOST - _FEWEST), 0.0), 1.0)
+    weight = min(max((share - _FEWEST) / (MOST - _FEWEST), 0.0), 1.0)
     if whole <= 0 or whole < low or weight == 0:
         return low, estimate, high
     most = whole if weight == 1 else high + weight * (whole - high)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from redoubt.attacks import holds_whole_levels
-from redoubt.detection.bounds import LEVELS, in_whole_levels, scaled, scaled_error
+from redoubt.detection.bounds import LEVELS, MOST, in_whole_levels, scaled, scaled_error
 from redoubt.detection.features import feature_count, features
 from redoubt.detection.groups import excess, least, nested, upper_means
 from redoubt.detection.networks import (
@@ -26,7 +26,6 @@ from redoubt.detection.networks import (
     Scorer,
     StrengthNet,
     certainty,
-    mixture,
     scatter,
     widen,
 )
@@ -186,9 +185,10 @@ class Detector:
         norm = best.norm
         bounds = self._bounds(best.centre[norm], best.spread[norm], best.coarse, norm, best.n, (0.01, 0.99))
         low, estimate, high = (value.item() for value in bounds)
-        levels = self.settings.levels if norm == 0 and self.settings.levels >= _FEW_LEVELS else None
-        if levels:
-            low, estimate, high = in_whole_levels(low, estimate, high, levels, best.whole)
+        levels = None
+        if norm == 0 and self.settings.levels >= _FEW_LEVELS:
+            low, estimate, high = in_whole_levels(low, estimate, high, self.settings.levels, best.whole)
+            levels = self.settings.levels if best.whole >= MOST else None
         return Strength(norm=NORMS[norm], estimate=estimate, low=low, high=high, n=len(evidence),
                         harmless=best.harmless and not best.witnessed, witnessed=best.witnessed, levels=levels)
 
@@ -263,9 +263,12 @@ class Detector:
         return order, [self._pooled(mean[0], size.item()) for mean, size in zip(means, sizes, strict=True)]
 
     def _read(self, pooled: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """ln(epsilon), its spread and the logits by all heads at once."""
+        """ln(epsilon), its spread and the logits by all heads at once. Where these disagree, the campaign is unlike
+        what they learned, and the spread is wider (deep ensembles: Lakshminarayanan et al. 2017, arXiv 1612.01474)."""
         centre, spread, logits = self.strength_net(pooled, n)
-        return *mixture(centre, spread), logits.mean(0)
+        middle = centre.mean(0)
+        variance = (spread.square() + (centre - middle).square()).mean(0)
+        return middle, variance.sqrt(), logits.mean(0)
 
     def _bounds(
         self, centre: Tensor, spread: Tensor, coarse: Tensor, norm: int, n: int, quantiles: tuple[float, float]

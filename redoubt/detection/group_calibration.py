@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from redoubt.detection.groups import excess, nested, upper_means
-from redoubt.detection.networks import NORMS, StrengthNet, mixture, scatter, widen
+from redoubt.detection.networks import NORMS, StrengthNet, scatter, widen
 from redoubt.detection.strength import CONTAMINATION, HARMLESS, NORM_RISK, Rehearsed, fold_of
 
 DRAWS = 4       # campaigns from each block
@@ -63,11 +63,9 @@ def _contaminate(rows: Tensor, suspects: Tensor, generator: torch.Generator) -> 
 
 
 def _read(net: StrengthNet, pooled: Tensor, size: Tensor, head: Tensor) -> tuple[Tensor, ...]:
-    """ln(epsilon), its spread and the logits, each [B, ...], of means [B, K] over `size` [B], by the `head` [B]; the
-    spread is of all heads, as it is in service."""
+    """ln(epsilon), its spread and the logits, each [B, ...], of means [B, K] over `size` [B], by the `head` [B]."""
     at = torch.arange(len(pooled), device=pooled.device)
-    centre, spread, logits = net(pooled, size)
-    return centre[head, at], mixture(centre, spread)[1], logits[head, at]
+    return tuple(part[head, at] for part in net(pooled, size))
 
 
 def _read_single(net: StrengthNet, rows: Tensor, head: Tensor) -> tuple[Tensor, ...]:

@@ -29,6 +29,7 @@ class Decision:
         reason: why, in words for people.
         capped: the attack is stronger than the ceiling allows to train for: people should look.
         shift: a change without malice, shown to people and never answered.
+        covered: no stronger than what the champion was trained against.
     """
 
     retrain: bool
@@ -36,6 +37,7 @@ class Decision:
     reason: str
     capped: bool = False
     shift: bool = False
+    covered: bool = False
 
 
 def match(strength: Strength, *, floor: float = FLOOR, ceiling: float = CEILING, ratio: float = RATIO) -> float:
@@ -59,8 +61,8 @@ def match(strength: Strength, *, floor: float = FLOOR, ceiling: float = CEILING,
     # A hair of tolerance: a bound that lies on the grid must not be pushed to the next point by rounding.
     step = max(0, math.ceil(math.log(strength.high / floor) / math.log(ratio) - 1e-9))
     point = floor * ratio**step
-    if strength.levels:
-        whole = math.ceil(strength.high * strength.levels - 1e-6)
+    if strength.levels and strength.norm == "Linf":
+        whole = math.ceil(strength.high * strength.levels - 1e-9)
         if whole > ratio * (whole - 1):
             point = min(point, max(whole / strength.levels, floor))
     return min(point, ceiling)
@@ -85,7 +87,8 @@ def decide(
 
     Returns:
         `retrain` only when there are enough inputs, `strength.low` exceeds what the champion covers in that norm, so
-        that noise in the estimate never climbs the grid, and the model itself bears witness of an attack.
+        that noise in the estimate never climbs the grid, and the model itself bears witness of an attack. An attack in
+        whole levels that exceeds a champion's has a whole one more: there `low` must exceed it by half a level.
 
     Raises:
         InvalidInput: as `match` does, and for a minimum below 1.
@@ -104,9 +107,9 @@ def decide(
     measured = f"{strength.norm} strength {strength.estimate:.4g} (at least {strength.low:.4g})"
     capped = strength.high > ceiling
     note = f"; it may exceed the ceiling of {ceiling:.4g}, so people should look" if capped else ""
-    if strength.low <= have:
+    if strength.low <= have + (0.5 / strength.levels if strength.levels and have else 0.0):
         reason = f"{measured} lies within the {have:.4g} that the champion covers{note}"
-        return Decision(retrain=False, threat=threat, reason=reason, capped=capped)
+        return Decision(retrain=False, threat=threat, reason=reason, capped=capped, covered=True)
     if not strength.witnessed:
         reason = f"{measured}, but these changes do no more to the model than random ones: shift"
         return Decision(retrain=False, threat=None, reason=reason, shift=True)

@@ -143,13 +143,6 @@ class StrengthNet(nn.Module):
         return centre, spread, logits
 
 
-def mixture(centre: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """What the heads say together, of [folds, ...] the mean and the standard deviation [...]: their own spread and
-    how far they disagree (deep ensembles: Lakshminarayanan et al. 2017, arXiv 1612.01474)."""
-    middle = centre.mean(0)
-    return middle, (spread.square() + (centre - middle).square()).mean(0).sqrt()
-
-
 def widen(spread: Tensor) -> Tensor:
     """The network's own standard deviation of ln(epsilon), any shape, kept above a floor."""
     return (spread.square() + SPREAD_FLOOR**2).sqrt()

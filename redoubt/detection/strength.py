@@ -11,7 +11,7 @@ from torch import Tensor
 
 from redoubt.detection.bounds import LEVELS, SIZES, calibrated
 from redoubt.detection.detector import NORM_MINIMUM
-from redoubt.detection.networks import COARSENESS, NORMS, StrengthNet, mixture, widen
+from redoubt.detection.networks import COARSENESS, NORMS, StrengthNet, widen
 from redoubt.detection.rehearsal import KINDS
 
 HARMLESS = len(NORMS)   # in the place of a norm: a block of pictures that were changed without malice
@@ -152,8 +152,7 @@ def calibrate(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, *, seed: in
         centre, spread, logits = net(net.evidence(campaigns.mean), campaigns.n)
         rows = torch.arange(len(norm), device=norm.device)
         head = fold_of(campaigns.block, net.folds)
-        spread = mixture(centre, spread)[1]
-        centre, logits = centre[head, rows], logits[head, rows]
+        centre, spread, logits = centre[head, rows], spread[head, rows], logits[head, rows]
         error = truth.unsqueeze(1) - centre
         for index in range(len(NORMS)):
             own = norm == index

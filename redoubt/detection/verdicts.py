@@ -43,8 +43,8 @@ class Strength:
         n: how many inputs were judged; a group that stands apart may be as small as 16 of them.
         harmless: the inputs look like noise or another change without malice; then the bounds mean nothing.
         witnessed: the changes do to the classifier what random ones would not; without that nothing is retrained.
-        levels: largest stored pixel value of Linf attacks on pictures that come in whole levels; None elsewhere. An
-            attack stored in such pictures has a whole number of levels, which `match` need not round up further.
+        levels: largest stored pixel value, at least 64, where the campaign is one in Linf and arrived in whole levels:
+            then its epsilon is a whole number of them, and so is `high`. None otherwise.
     """
 
     norm: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 
 from redoubt.attacks import fgsm, on_lattice, pgd
 from redoubt.detection import Detector, FitConfig, Monitor, fit, match
-from redoubt.detection.networks import WHOLE
+from redoubt.detection.bounds import FLOORS, SIZES
+from redoubt.detection.networks import PIXELS, WHOLE
 from redoubt.detection.scoring import conformal_threshold
 from redoubt.errors import ArtifactError, InvalidInput
 from redoubt.models import Architecture, build
@@ -87,6 +89,7 @@ def test_of_pictures_in_whole_levels_the_upper_bound_is_a_whole_number_of_them(d
     rows, off = evidence(on_lattice(x_adv, 255)), evidence((on_lattice(x_adv, 255) + 0.3 / 255).clamp(0, 1))
     high = fine.campaign(rows).high * 255
     assert high == pytest.approx(round(high), abs=1e-3)
+    assert fine.campaign(rows).levels == 255 and fine.campaign(off).levels is None
     assert rows[:, WHOLE].all() and not off[:, WHOLE].any()
     between = fine.campaign(off).high * 255
     assert abs(between - round(between)) > 1e-3
@@ -95,7 +98,7 @@ def test_of_pictures_in_whole_levels_the_upper_bound_is_a_whole_number_of_them(d
     assert mixed == pytest.approx(round(mixed), abs=1e-3)
     # Digits themselves have too few levels: the margin stands for what was set.
     coarse = digits_detector.campaign(digits_detector.assess(on_lattice(x_adv, 16)).evidence[:64])
-    assert abs(coarse.high * 16 - round(coarse.high * 16)) > 1e-3
+    assert abs(coarse.high * 16 - round(coarse.high * 16)) > 1e-3 and coarse.levels is None
 
 
 def test_bounds_are_wider_where_the_heads_disagree(digits_model, digits_detector, digits):
@@ -109,6 +112,22 @@ def test_bounds_are_wider_where_the_heads_disagree(digits_model, digits_detector
     before, after = digits_detector.campaign(rows), torn.campaign(rows)
     assert after.estimate == pytest.approx(before.estimate, rel=0.01)
     assert after.low < 0.95 * before.low and after.high > 1.05 * before.high
+
+
+def test_bounds_are_the_stated_quantiles_of_the_stated_spread(digits_model, digits_detector, digits):
+    table = [[[[-2.0, -1.0, 1.0, 3.0]] * 2] * len(SIZES)] * 2
+    plain = Detector(digits_model, digits_detector.scorer, digits_detector.strength_net, digits_detector.witness,
+                     replace(digits_detector.settings, levels=65535, quantiles=table))
+    verdicts = plain.assess(attacked(digits, digits_model, "pgd", 0.2))
+    rows = verdicts.evidence[verdicts.is_adversarial][:64]
+    found = plain.campaign(rows)
+    centre, spread, _ = plain.strength_net(rows[:, :PIXELS].mean(0, keepdim=True), torch.tensor([float(len(rows))]))
+    own = spread[:, 0, 0].square().mean() + centre[:, 0, 0].var(unbiased=False)
+    below, _, _, above = ((own + floor**2).sqrt().item() for floor in FLOORS)
+    assert found.n == len(rows) and not found.harmless
+    assert found.estimate == pytest.approx(centre[:, 0, 0].mean().exp().item(), rel=1e-4)
+    assert found.low / found.estimate == pytest.approx(math.exp(-2 * below), rel=1e-3)
+    assert found.high / found.estimate == pytest.approx(math.exp(3 * above), rel=1e-3)
 
 
 def test_save_and_load_give_the_same_answers(digits, digits_model, digits_detector, tmp_path):

@@ -48,6 +48,32 @@ def test_the_ceiling_holds_for_whole_levels_too():
     assert match(strength(low=0.001, estimate=0.002, high=7 / 255, levels=255), ceiling=0.02) == 0.02
 
 
+def test_lengths_know_no_levels():
+    length = strength(low=0.001, estimate=0.002, high=5 / 255, levels=255, norm="L2")
+    assert match(length) == pytest.approx(0.01 * 1.05**14)
+
+
+@given(high=st.floats(0.002, 0.29), more=st.floats(1, 1.2), levels=st.sampled_from([64, 255, 1023, 65535]),
+       ratio=st.floats(1.001, 1.1))
+def test_with_whole_levels_the_match_is_not_below_the_bound_nor_above_what_it_was_and_grows_with_it(
+        high, more, levels, ratio):
+    def found(bound, **known):
+        return match(strength(low=0.001, estimate=0.0015, high=bound, **known), ratio=ratio)
+
+    assert high * (1 - 1e-6) <= found(high, levels=levels) <= found(high)
+    assert found(high, levels=levels) <= found(min(high * more, 0.3), levels=levels)
+
+
+@pytest.mark.parametrize(("low", "retrain"), [(4.99, False), (5.02, False), (5.4, False), (5.6, True)])
+def test_who_exceeds_a_whole_level_has_another_half_to_show(low, retrain):
+    covered = (ThreatModel("Linf", 5 / 255),)
+    bounds = {"low": low / 255, "estimate": 5.8 / 255, "high": 6 / 255}
+    decision = decide(strength(**bounds, levels=255), covered)
+    assert decision.retrain is retrain and decision.covered is not retrain
+    assert decide(strength(**bounds), covered).retrain is (low > 5)   # in fractions, any excess counts
+    assert decide(strength(**bounds, levels=255), ()).retrain   # of nothing, all of it
+
+
 @pytest.mark.parametrize("bad", [{"floor": 0}, {"floor": 0.4}, {"ceiling": 1.5}, {"ratio": 1.0}, {"ratio": 1.2},
                                  {"ceiling": math.nan}, {"ratio": math.nan}], ids=str)
 def test_match_refuses_a_bad_grid(bad):

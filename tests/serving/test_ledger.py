@@ -1,5 +1,6 @@
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -68,6 +69,8 @@ def test_after_a_refusal_only_a_stronger_attack_asks_again(ledger):
     again, reason = ledger.ask(opened, WEAK, **FREE)
     assert again is None
     assert "has not risen" in reason
+    hair = replace(WEAK, epsilon=1.004 * WEAK.epsilon)   # a whole level beside a point of the grid
+    assert ledger.ask(opened, hair, **FREE)[0] is None
     assert ledger.ask(opened, STRONG, **FREE)[0].round == 1
 
 
