@@ -44,7 +44,7 @@ class Strength:
         harmless: the inputs look like noise or another change without malice; then the bounds mean nothing.
         witnessed: the changes do to the classifier what random ones would not; without that nothing is retrained.
         levels: largest stored pixel value, at least 64, where the campaign is one in Linf and arrived in whole levels:
-            then its epsilon is a whole number of them, and so is `high`. None otherwise.
+            then its epsilon is a whole number of them. None otherwise.
     """
 
     norm: str
