@@ -40,7 +40,7 @@ from serving.problems import Problems
 from serving.settings import Settings
 from serving.watch import Watch
 
-CLIENTS, CEILING, RATIO = 100, 0.3, 1.05
+CLIENTS, CEILING, RATIO, LEVELS = 100, 0.3, 1.05, 255
 KS = (1, 3, 10)
 # What k clients send, how often as one of the others, and how many clean inputs to one of an attack.
 CASES = ((CEILING, 1, 0), (CEILING, 10, 0), (CEILING, 100, 0), (0.03, 100, 0), (CEILING, 10, 4), (CEILING, 100, 4))
@@ -128,7 +128,11 @@ def names(kind: str, count: int) -> list[str]:
 
 
 def steps(matched: float, alone: float) -> int:
-    return round(math.log(matched / alone) / math.log(RATIO))
+    """Steps of the grid from `alone` to `matched`. Up to 20/255, where whole levels are further apart than its ratio,
+    a campaign in whole levels moves from one level to the next."""
+    found = round(math.log(matched / alone) / math.log(RATIO))
+    whole = round((matched - alone) * LEVELS)
+    return whole if max(matched, alone) * LEVELS <= 1 / (RATIO - 1) and abs(whole) < abs(found) else found
 
 
 class Scene:
