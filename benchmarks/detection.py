@@ -64,6 +64,11 @@ def auroc(clean: Tensor, attacked: Tensor) -> float:
     return ((below + upto).double() / 2 / len(clean)).mean().item()
 
 
+def holds(interval, epsilon: float):
+    """Whether an interval, of something with `low` and `high`, or each of several, holds epsilon."""
+    return (interval.low <= epsilon + HAIR) & (epsilon <= interval.high + HAIR)
+
+
 def campaigns(evidence: Tensor, size: int, count: int, seed: int):
     """`count` campaigns of `size` rows drawn with replacement; none from fewer than a quarter as many rows."""
     generator = torch.Generator().manual_seed(seed)
@@ -86,9 +91,7 @@ def attack_cell(of: Subject, detector: Detector, clean: Tensor, attack: str, eps
     # Intervals are of what arrived: 0.03 in whole levels is 8 / 255.
     most = round((x_adv - x[rows]).abs().max().item() * of.data.levels) / of.data.levels
     arrived = most if norm == "Linf" else true
-    inside = None
-    if norm == "Linf":
-        inside = ((verdicts.low <= arrived + HAIR) & (arrived <= verdicts.high + HAIR)).float().mean().item()
+    inside = holds(verdicts, arrived).float().mean().item() if norm == "Linf" else None
     out = {
         "n": len(rows), "true": true, "arrived": arrived, "accuracy": accuracy, "auroc": auroc(clean, verdicts.score),
         "at_1_percent": (verdicts.score > clean.quantile(0.99)).float().mean().item(),
@@ -104,8 +107,7 @@ def attack_cell(of: Subject, detector: Detector, clean: Tensor, attack: str, eps
         out |= {
             "estimate": estimates.median().item() if named else None, "right_norm": len(named) / len(strengths),
             "matched": ((ratios >= 1) & (ratios <= 1.25)).sum().item() / len(strengths),
-            "interval_98_percent": sum(
-                one.low <= arrived + HAIR and arrived <= one.high + HAIR for one in named) / len(strengths),
+            "interval_98_percent": sum(holds(one, arrived) for one in named) / len(strengths),
             "retrains": sum(decide(one, of.covered).retrain for one in strengths) / len(strengths),
         }
         more = [detector.campaign(rows) for rows in campaigns(

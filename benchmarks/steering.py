@@ -132,7 +132,8 @@ def steps(matched: float, alone: float) -> int:
     a campaign in whole levels moves from one level to the next."""
     found = round(math.log(matched / alone) / math.log(RATIO))
     whole = round((matched - alone) * LEVELS)
-    return whole if max(matched, alone) * LEVELS <= 1 / (RATIO - 1) and abs(whole) < abs(found) else found
+    apart = max(matched, alone) * LEVELS < 1 / (RATIO - 1) + 0.5
+    return whole if apart and abs(whole) < abs(found) else found
 
 
 class Scene:

@@ -7,9 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from redoubt.detection.networks import SPREAD_FLOOR
+
 SIZES = (1, 4, 16, 32)           # campaign sizes at which bounds are calibrated; in smaller blocks, the block's
 LEVELS = (0.01, 0.05, 0.95, 0.99)   # quantiles of the scaled error, kept for each norm, size and grain
-FLOORS = (0.02, 0.02, 0.05, 0.05)   # of the spread that scales it, for each; see `scaled`
+FLOORS = (SPREAD_FLOOR, SPREAD_FLOOR, 0.05, 0.05)   # of the spread that scales it, for each; see `scaled`
 FINE, COARSE = 0, 1
 SURELY_FINE = -3.0   # the logit of coarseness below which a campaign is judged by the errors of fine ones
 _ENOUGH = 400   # held-out campaigns, four of a block, without which a grain has no 99 % quantile of its own

@@ -1,8 +1,9 @@
 """From the measured strength of an attack to the epsilon to train for, and whether to train at all. Pure functions.
 
 The published ancestor trains at a strength that "matches or slightly exceeds" the attack. Here that is arithmetic: the
-one-sided 99 % upper bound of epsilon, rounded up on a geometric grid. Where stored pixels step more coarsely than that
-grid, their steps lie on it: 5 / 255 is answered with 5 / 255. The lower bound alone decides whether to act.
+one-sided 99 % upper bound of epsilon, rounded up on a geometric grid. Where an attack arrived in whole levels that lie
+further apart than that grid, they lie on it: 5 / 255 is answered with 5 / 255. The lower bound alone decides whether to
+act.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def match(strength: Strength, *, floor: float = FLOOR, ceiling: float = CEILING,
         ratio: the grid's step, above 1 and at most 1.1.
 
     Returns:
-        The smallest grid point that is not below `strength.high`, or `ceiling` if that is smaller. Where pictures
-        come in whole levels that lie further apart than `ratio` (`strength.levels`), those are grid points too.
+        The smallest grid point that is not below `strength.high`, or `ceiling` if that is smaller. For a campaign that
+        arrived in whole levels (`strength.levels`) those that lie further apart than `ratio` are grid points, too.
 
     Raises:
         InvalidInput: for bounds out of order or a strength that is not made of finite positive numbers.
@@ -87,8 +88,9 @@ def decide(
 
     Returns:
         `retrain` only when there are enough inputs, `strength.low` exceeds what the champion covers in that norm, so
-        that noise in the estimate never climbs the grid, and the model itself bears witness of an attack. An attack in
-        whole levels that exceeds a champion's has a whole one more: there `low` must exceed it by half a level.
+        that noise in the estimate hardly ever climbs the grid, and the model itself bears witness of an attack. An
+        attack in whole levels that exceeds a champion's has a whole one more: there `low` must exceed it by half a
+        level.
 
     Raises:
         InvalidInput: as `match` does, and for a minimum below 1.
@@ -107,8 +109,10 @@ def decide(
     measured = f"{strength.norm} strength {strength.estimate:.4g} (at least {strength.low:.4g})"
     capped = strength.high > ceiling
     note = f"; it may exceed the ceiling of {ceiling:.4g}, so people should look" if capped else ""
-    if strength.low <= have + (0.5 / strength.levels if strength.levels and have else 0.0):
-        reason = f"{measured} lies within the {have:.4g} that the champion covers{note}"
+    margin = 0.5 / strength.levels if strength.levels and have else 0.0
+    if strength.low <= have + margin:
+        within = "lies within" if strength.low <= have else "is less than half a pixel level above"
+        reason = f"{measured} {within} the {have:.4g} that the champion covers{note}"
         return Decision(retrain=False, threat=threat, reason=reason, capped=capped, covered=True)
     if not strength.witnessed:
         reason = f"{measured}, but these changes do no more to the model than random ones: shift"

@@ -70,6 +70,8 @@ def test_who_exceeds_a_whole_level_has_another_half_to_show(low, retrain):
     bounds = {"low": low / 255, "estimate": 5.8 / 255, "high": 6 / 255}
     decision = decide(strength(**bounds, levels=255), covered)
     assert decision.retrain is retrain and decision.covered is not retrain
+    assert ("lies within" in decision.reason) is (low < 5)
+    assert ("less than half a pixel level above" in decision.reason) is (5 < low < 5.5)
     assert decide(strength(**bounds), covered).retrain is (low > 5)   # in fractions, any excess counts
     assert decide(strength(**bounds, levels=255), ()).retrain   # of nothing, all of it
 

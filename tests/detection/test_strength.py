@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from redoubt.detection.bounds import FLOORS
 from redoubt.detection.networks import StrengthNet
-from redoubt.detection.strength import Rehearsed, _loss, fold_of
+from redoubt.detection.strength import HARMLESS, Rehearsed, _loss, calibrate, fold_of
 
 FOLDS = 4
 
@@ -25,3 +27,22 @@ def test_no_head_learns_from_the_fold_that_it_is_judged_on():
     learned = torch.stack([layer.grad.abs().sum((1, 2)) for layer in (net.heads[0].weight, net.heads[4].weight)])
     held_out = torch.arange(FOLDS) == 1
     assert (learned[:, held_out] == 0).all() and (learned[:, ~held_out] > 0).all()
+
+
+@pytest.mark.parametrize("off", [0.0, 0.1, -0.1])
+def test_bounds_come_from_the_head_that_did_not_learn_a_block_in_its_own_spread(off):
+    """Each head says something else, by much, and is sure of it; of its own fold it is right, or off by the same."""
+    net, said = network().eval(), torch.tensor([-3.0, -2.0, -1.5, -0.5])
+    with torch.no_grad():
+        net.heads[-1].weight.zero_()
+        net.heads[-1].bias.zero_()
+        net.heads[-1].bias[:, 0, 0] = said + 2   # the centre in Linf
+        net.heads[-1].bias[:, 0, 2] = -5.0       # its spread: exp(-6)
+    rows = torch.arange(128)
+    blocks = Rehearsed(inputs=torch.randn(128, 8, 8), usable=torch.ones(128, 8, dtype=torch.bool),
+                       log_epsilon=said[fold_of(rows, FOLDS)] + off,
+                       norm=torch.where(rows < 96, 0, HARMLESS), kind=rows % 8,
+                       coarse=torch.zeros(128, dtype=torch.bool))
+    table = calibrate(net, blocks, torch.zeros(16, 8), seed=0)[0][0]   # of Linf, [sizes, grains, levels]
+    expected = off / torch.tensor(FLOORS)
+    torch.testing.assert_close(table, expected.expand_as(table), rtol=0.02, atol=1e-4)
