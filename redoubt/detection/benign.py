@@ -32,7 +32,8 @@ _CHROMINANCE = (
 _YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
 
-def benign(kind: str, x: Tensor, *, levels: int, generator: torch.Generator, amount: float | None = None) -> Tensor:
+def benign(kind: str, x: Tensor, *, levels: int, generator: torch.Generator, amount: float | None = None,
+           fixed: bool = False) -> Tensor:
     """A harmless change of each picture: [n, C, S, S] -> the same shape, in [0, 1].
 
     Half of the changed pictures are put back on the lattice, so that neither whole levels nor fractions speak for an
@@ -41,6 +42,7 @@ def benign(kind: str, x: Tensor, *, levels: int, generator: torch.Generator, amo
     Args:
         kind: one of `BENIGN`.
         amount: how strong, in [0, 1], for all of them; drawn for each picture when not given.
+        fixed: the noise is the same on every picture, as a camera's own pattern is.
     """
     if kind == "clean":
         return x
@@ -48,24 +50,27 @@ def benign(kind: str, x: Tensor, *, levels: int, generator: torch.Generator, amo
     def noise(make: Callable = torch.rand, shape=x.shape) -> Tensor:
         return make(shape, generator=generator).to(x.device)
 
+    def pattern(make: Callable = torch.rand, shape=x.shape) -> Tensor:
+        return noise(make, (1, *shape[1:])).expand(shape) if fixed else noise(make, shape)
+
     each = noise(shape=(len(x), 1, 1, 1)) if amount is None else torch.full((len(x), 1, 1, 1), amount).to(x)
     size, signed = 0.005 * 80**each, 2 * each - 1   # 0.005 to 0.4, evenly in the logarithm; and -1 to 1
     mean = x.mean((1, 2, 3), keepdim=True)
     out = {
-        "float": lambda: x + (noise() - 0.5) / levels,
-        "gaussian": lambda: x + noise(torch.randn) * size,
-        "uniform": lambda: x + (2 * noise() - 1) * size,
-        "sign": lambda: x + noise(torch.randn).sign() * 0.005 * 30**each,   # above 0.15 it is like one gradient step
-        "shot": lambda: x + noise(torch.randn) * size * (2 * x).sqrt(),
-        "impulse": lambda: torch.where(noise() < size, noise().round(), x),
+        "float": lambda: x + (pattern() - 0.5) / levels,
+        "gaussian": lambda: x + pattern(torch.randn) * size,
+        "uniform": lambda: x + (2 * pattern() - 1) * size,
+        "sign": lambda: x + pattern(torch.randn).sign() * 0.005 * 30**each,   # above 0.15 it is like one gradient step
+        "shot": lambda: x + pattern(torch.randn) * size * (2 * x).sqrt(),
+        "impulse": lambda: torch.where(pattern() < size, pattern().round(), x),
         "brightness": lambda: x + 0.2 * signed,
         "contrast": lambda: mean + (x - mean) * (1 + 0.4 * signed),
         "blur": lambda: x + (blur(x) - x) * (0.2 + 0.8 * each),
         "jpeg": lambda: jpeg(x, 95 - 85 * each),
         "steps": lambda: fewer_steps(x, (31 * (1 / 31) ** each).round()),
         "gamma": lambda: x ** (2.2**signed),
-        "stripes": lambda: x + stripes(x, noise) * 0.02 * 10**each,
-        "coarse": lambda: x + coarse(x, noise) * 0.02 * 10**each,
+        "stripes": lambda: x + stripes(x, pattern) * 0.02 * 10**each,
+        "coarse": lambda: x + coarse(x, pattern) * 0.02 * 10**each,
     }[kind]().clamp(0, 1)
     if kind in ("float", "steps"):
         return out
@@ -93,8 +98,12 @@ def stripes(x: Tensor, noise: Callable) -> Tensor:
 
 
 def coarse(x: Tensor, noise: Callable) -> Tensor:
-    """Noise of size about 1 in patches of 2x2, 3x3 or 4x4 pixels a picture, as enlarged pictures have: like x."""
+    """Noise of size about 1 in patches of 2x2, 3x3 or 4x4 pixels a picture, as enlarged pictures have: like x.
+
+    Half of them are of one size and either sign, the others normal, as `stripes` are.
+    """
     fine, which, size = noise(torch.randn), noise(shape=(len(x), 1, 1, 1)) * 3, x.shape[-1]
+    fine = torch.where(noise(shape=(len(x), 1, 1, 1)) < 0.5, fine, fine.sign())
     sides = [fine.repeat_interleave(side, 2)[:, :, :size].repeat_interleave(side, 3)[..., :size] for side in (2, 3, 4)]
     return torch.where(which < 1, sides[0], torch.where(which < 2, sides[1], sides[2]))
 

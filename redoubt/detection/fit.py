@@ -234,8 +234,8 @@ def _witness(attacked: Tensor, learned: dict, held_out: dict, seed: int) -> tupl
 
     Args:
         attacked: `measures` of flagged attacked inputs.
-        learned, held_out: the same of harmlessly changed pictures, by kind and amount, to learn from and to
-            calibrate with.
+        learned, held_out: the same of harmlessly changed pictures, by kind, amount and whether the noise is a fixed
+            pattern, to learn from and to calibrate with.
     """
     witness = fit_witness(attacked, learned, seed=seed)
     calibrate_witness(witness, held_out, NOISE)

@@ -199,7 +199,7 @@ def fit_witness(attacked: Tensor, changed: dict, *, seed: int, steps: int = 1500
 
     Args:
         attacked: `measures` of flagged attacks, [A, MEASURES].
-        changed: the same of flagged harmless changes, by kind and amount.
+        changed: the same of flagged harmless changes, by kind and what else tells them apart.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -230,17 +230,17 @@ def fit_witness(attacked: Tensor, changed: dict, *, seed: int, steps: int = 1500
 
 
 @torch.no_grad()
-def calibrate_witness(net: Witness, held_out: dict[tuple[str, float], Tensor], noise: tuple[str, ...]) -> None:
+def calibrate_witness(net: Witness, held_out: dict[tuple, Tensor], noise: tuple[str, ...]) -> None:
     """Set the biases with which no harmless change, of whatever kind and amount, wins a bet on average.
 
     Args:
         held_out: `measures` [n, MEASURES] of flagged harmless pictures that `fit_witness` did not see, by kind and
-            amount; those with fewer than 16 are left out.
+            what else tells them apart, such as the amount; those with fewer than 16 are left out.
         noise: the kinds that pixels alone may take for an attack; `bias` answers the worst of them. `further` is what
             the other kinds ask for beyond it; those look harmless to the pixels.
     """
     found = {key: net(part).exp().mean().log().item() for key, part in held_out.items() if len(part) >= 16}
-    worst = max([0.0, *(value for (kind, _), value in found.items() if kind in noise)])
+    worst = max([0.0, *(value for (kind, *_), value in found.items() if kind in noise)])
     net.bias.fill_(worst)
     net.further.fill_(max([worst, *found.values()]) - worst)
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from redoubt.detection.benign import BENIGN, benign, fewer_steps, jpeg
+from redoubt.detection.benign import BENIGN, NOISE, benign, fewer_steps, jpeg
 from redoubt.detection.features import NARROW, WIDE, feature_count, features
 from redoubt.detection.rehearsal import KINDS, rehearse
 from redoubt.detection.surrogates import fit_surrogates
@@ -124,6 +124,23 @@ def test_stripes_run_along_rows_or_columns():
     out = benign("stripes", x, levels=255, generator=torch.Generator().manual_seed(3), amount=0.5)
     rows, columns = ((out - out.mean(axis, keepdim=True)).abs().amax((1, 2, 3)) < 1e-6 for axis in (3, 2))
     assert (rows ^ columns).all() and 5 < rows.sum() < 35
+
+
+@pytest.mark.parametrize("kind", sorted(set(NOISE) - {"float"}))   # which stays within a level
+def test_a_fixed_pattern_is_the_same_on_every_picture(kind):
+    x, generator = torch.full((20, 3, 12, 12), 0.5), torch.Generator().manual_seed(3)
+    several, one, other = (benign(kind, x, levels=65535, generator=generator, amount=0.8, fixed=fixed)
+                           for fixed in (False, True, True))
+    level = 1 / 65535   # half are put on the lattice
+    assert (one - one[:1]).abs().max() <= level < (several - several[:1]).abs().max()
+    assert (one - other).abs().max() > level
+
+
+def test_coarse_noise_is_of_one_size_on_half_of_the_pictures():
+    x = torch.full((60, 1, 12, 12), 0.5)
+    out = benign("coarse", x, levels=65535, generator=torch.Generator().manual_seed(3), amount=0.5) - x
+    one_size = out.abs().flatten(1).std(1) < 1e-4
+    assert 15 < one_size.sum() < 45
 
 
 def test_a_smooth_change_shows_where_the_picture_is_made_small():

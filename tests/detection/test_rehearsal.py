@@ -17,7 +17,8 @@ LEVELS = 16
 def block(digits, digits_model):
     x, y = (part[:64] for part in digits.tensors("detector_fit"))
     threat = ThreatModel("Linf", 0.3)
-    return Block(x=pgd(digits_model, x, y, threat, steps=10), clean=x, rows=torch.arange(64), threat=threat,
+    x_adv = pgd(digits_model, x, y, threat, steps=10, generator=torch.Generator().manual_seed(0))
+    return Block(x=x_adv, clean=x, rows=torch.arange(64), threat=threat,
                  stored=False, strength=0.3, kind="pgd")
 
 
@@ -27,7 +28,10 @@ def test_across_stops_just_beyond_the_boundary(block, digits_model, inside):
     assert 16 <= len(crossed) <= len(block.x)
     with torch.no_grad():
         answers, after = digits_model(block.clean).argmax(1), digits_model(crossed).argmax(1)
-    nearest = torch.cdist(crossed.flatten(1), block.clean.flatten(1)).argmin(1)
+    near = torch.cdist(crossed.flatten(1), block.clean.flatten(1)).topk(2, 1, largest=False)
+    clear = near.values[:, 0] < 0.9 * near.values[:, 1]   # which picture it was made from
+    assert clear.float().mean() > 0.8
+    crossed, after, nearest = crossed[clear], after[clear], near.indices[clear, 0]
     assert bool((after != answers[nearest]).all())
     change = crossed - block.clean[nearest]
     assert change.flatten(1).norm(dim=1).mean() < 0.8 * (block.x - block.clean).flatten(1).norm(dim=1).mean()
