@@ -24,7 +24,7 @@ from redoubt.detection.networks import Scorer, StrengthNet, certainty
 from redoubt.detection.probability import calibrate_probability
 from redoubt.detection.rehearsal import KINDS, Rehearsal, is_coarse, rehearse_all
 from redoubt.detection.scoring import CLEAN, RANDOM, Examples, conformal_threshold, fit_scorer, harmless, score
-from redoubt.detection.strength import HARMLESS, Rehearsed, calibrate, fit_strength
+from redoubt.detection.strength import ENOUGH_FLAGGED, HARMLESS, Rehearsed, calibrate, fit_strength
 from redoubt.detection.surrogates import fit_surrogates
 from redoubt.detection.witness import Witness, bet, calibrate_witness, fit_witness
 from redoubt.errors import InvalidInput
@@ -36,6 +36,7 @@ _LARGE = 2_000_000   # weights; beyond this each gradient on a CPU costs tens of
 _FRESH = 16          # for so many attack blocks one is made of calibration pictures, to learn probabilities from
 _BATCH = 256         # pictures that the scorer reads at once
 _WITNESSES = 32       # flagged attacks without which the model is not asked
+_TOLD = 8            # blocks of flagged attacks without which no strength can be learned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,8 @@ def fit(
         config: how much to rehearse; by default `FitConfig.suited_to` decides.
 
     Raises:
-        InvalidInput: for fewer than 16 pictures in either split, an fpr outside (0, 0.5) or levels below 1.
+        InvalidInput: for fewer than 16 pictures in either split, an fpr outside (0, 0.5), levels below 1, or pictures
+            on which hardly any rehearsed attack shows.
     """
     if not 0 < fpr < 0.5:
         raise InvalidInput(f"fpr must lie between 0 and 0.5, not {fpr}")
@@ -156,6 +158,7 @@ def fit(
     report("scorer")
     attacked = _scores(scorer, rehearsal.attacked).view(rehearsal.real.shape)
     usable = rehearsal.real & (attacked > threshold)
+    _check_told(usable, len(x))
     sight = _widened(rehearsal, attacked, usable, changes, scorer, threshold, times=config.moved, seed=seed)
     flagged = rehearsal.asked[usable[:, : rehearsal.asked.shape[1]]] if len(rehearsal.asked) else rehearsal.asked
     asks = len(flagged) >= _WITNESSES
@@ -241,6 +244,14 @@ def _witness(attacked: Tensor, learned: dict, held_out: dict, seed: int) -> tupl
     calibrate_witness(witness, held_out, NOISE)
     gain = bet(witness.testimony(attacked)).item() / len(attacked)
     return witness, {"bias": witness.bias.item(), "further": witness.further.item(), "gain": gain}
+
+
+def _check_told(usable: Tensor, pictures: int) -> None:
+    told = int((usable.sum(1) >= ENOUGH_FLAGGED).sum())
+    if told < _TOLD:
+        raise InvalidInput(
+            f"the detector tells {told} of {len(usable)} rehearsed attacks from clean pictures, and needs {_TOLD} to "
+            f"learn strength from: give more pictures than these {pictures}, and such as are not noise themselves")
 
 
 def _untaught(rehearsal: Rehearsal, kept: Tensor, seed: int) -> StrengthNet:

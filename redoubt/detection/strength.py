@@ -18,6 +18,7 @@ HARMLESS = len(NORMS)   # in the place of a norm: a block of pictures that were 
 CAMPAIGNS = 96          # learned from in each step
 ROUNDS = 24             # campaigns drawn from each block in all
 CONTAMINATION = 0.15    # share of a campaign's flagged inputs that may be harmless
+ENOUGH_FLAGGED = 4      # of a block: one that is hardly ever flagged never becomes a campaign
 NORM_RISK = 0.002       # share of held-out campaigns that may be taken for L2, or for harmless, when they are not
 
 
@@ -67,8 +68,7 @@ def draw_campaigns(
             contaminated with up to `CONTAMINATION` of them.
     """
     device = blocks.inputs.device
-    # A block that is hardly ever flagged never becomes a campaign.
-    kept = (blocks.usable.sum(1) >= 4).nonzero()[:, 0]
+    kept = (blocks.usable.sum(1) >= ENOUGH_FLAGGED).nonzero()[:, 0]
     inputs, usable, attacked = blocks.inputs[kept], blocks.usable[kept], blocks.norm[kept] != HARMLESS
     means, counts = [], []
     for size in sizes:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from redoubt.attacks import fgsm, on_lattice, pgd
 from redoubt.detection import Detector, FitConfig, Monitor, fit, match
@@ -218,6 +219,15 @@ def test_fit_refuses_what_it_cannot_use(digits, digits_model):
     for name in ("moved", "drawn"):
         with pytest.raises(InvalidInput, match=name):
             FitConfig(**{name: -1})
+
+
+def test_pictures_on_which_no_attack_shows_are_refused():
+    """Noise, and attacks of a hair: nothing could learn how strong they are."""
+    model, generator = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval(), torch.Generator().manual_seed(0)
+    x, y = torch.rand(200, 1, 8, 8, generator=generator), torch.randint(3, (200,), generator=generator)
+    config = FitConfig(blocks=64, block_size=8, score_steps=5, strength_steps=5, linf=(0.004, 0.005), l2=(1e-4, 2e-4))
+    with pytest.raises(InvalidInput, match=r"rehearsed attacks .* than these 100"):
+        fit(model, (x[:100], y[:100]), (x[100:], y[100:]), levels=255, config=config)
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(0, 64), torch.zeros(5, 3), torch.full((5, 64), float("nan"))],
