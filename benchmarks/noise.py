@@ -22,7 +22,7 @@ def changes(x: Tensor, levels: int, generator: torch.Generator) -> dict[str, Ten
         return torch.randn(shape, generator=generator)
 
     n, channels, size = x.shape[:3]
-    out = {}
+    out, place = {}, torch.arange(size)
     for sigma in SIZES:
         out[f"gaussian {sigma}"] = x + sigma * normal(*x.shape)
         out[f"sign {sigma}"] = x + sigma * normal(*x.shape).sign()
@@ -30,6 +30,7 @@ def changes(x: Tensor, levels: int, generator: torch.Generator) -> dict[str, Ten
         out[f"shot {sigma}"] = torch.poisson(x / sigma**2, generator=generator) * sigma**2
         out[f"rows {sigma}"] = x + sigma * normal(n, 1, size, 1)
         out[f"columns fixed {sigma}"] = x + sigma * normal(1, 1, 1, size).sign()
+        out[f"checkers {sigma}"] = x + sigma * ((place + place.view(-1, 1)) % 2 * 2 - 1)
         out[f"coarse sign {sigma}"] = x + sigma * F.interpolate(normal(n, channels, size // 2, size // 2).sign(), size)
         out[f"fixed pattern {sigma}"] = x + sigma * normal(1, *x.shape[1:]).sign()
     out |= {f"salt and pepper {share}": _impulse(x, share, generator) for share in (0.02, 0.1, 0.3)}

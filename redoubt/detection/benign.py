@@ -16,7 +16,8 @@ from redoubt.attacks import on_lattice
 
 BENIGN = ("clean", "float", "gaussian", "uniform", "sign", "shot", "impulse", "brightness", "contrast", "blur",
           "jpeg", "steps", "gamma", "stripes", "coarse")
-NOISE = ("float", "gaussian", "uniform", "sign", "shot", "impulse", "stripes", "coarse")   # random, and free in size
+# Random, and free in size. Waves are for the model's evidence alone, as fixed patterns: pixels need no help with them.
+NOISE = ("float", "gaussian", "uniform", "sign", "shot", "impulse", "stripes", "coarse", "waves")
 
 # ITU-T T.81 (1992), Annex K, tables K.1 (luminance) and K.2 (chrominance): what nearly every JPEG encoder scales.
 _LUMINANCE = (
@@ -40,9 +41,9 @@ def benign(kind: str, x: Tensor, *, levels: int, generator: torch.Generator, amo
     attack.
 
     Args:
-        kind: one of `BENIGN`.
+        kind: one of `BENIGN` or `NOISE`.
         amount: how strong, in [0, 1], for all of them; drawn for each picture when not given.
-        fixed: the noise is the same on every picture, as a camera's own pattern is.
+        fixed: the noise has the same pattern on every picture, as a camera's own has.
     """
     if kind == "clean":
         return x
@@ -71,6 +72,7 @@ def benign(kind: str, x: Tensor, *, levels: int, generator: torch.Generator, amo
         "gamma": lambda: x ** (2.2**signed),
         "stripes": lambda: x + stripes(x, pattern) * 0.02 * 10**each,
         "coarse": lambda: x + coarse(x, pattern) * 0.02 * 10**each,
+        "waves": lambda: x + waves(x, pattern) * 0.02 * 10**each,
     }[kind]().clamp(0, 1)
     if kind in ("float", "steps"):
         return out
@@ -106,6 +108,22 @@ def coarse(x: Tensor, noise: Callable) -> Tensor:
     fine = torch.where(noise(shape=(len(x), 1, 1, 1)) < 0.5, fine, fine.sign())
     sides = [fine.repeat_interleave(side, 2)[:, :, :size].repeat_interleave(side, 3)[..., :size] for side in (2, 3, 4)]
     return torch.where(which < 1, sides[0], torch.where(which < 2, sides[1], sides[2]))
+
+
+def waves(x: Tensor, noise: Callable) -> Tensor:
+    """A wave of size about 1 across each picture, along its rows, its columns or, half of them, both: [N, 1, S, S].
+
+    Three in five turn with each pixel, which makes checkers of those along both; the others have a period of up to half
+    of the picture. Half of them are square.
+    """
+    size, one = x.shape[-1], (len(x), 1, 1, 1)
+    turns = torch.where(noise(shape=one) < 0.6, 0.5, 0.5 * (4 / size) ** noise(shape=one))   # in each pixel
+    along, phase, place = noise(shape=one), noise(shape=one), torch.arange(size, device=x.device)
+    rows, columns = (along < 0.75).to(x) * place.view(-1, 1), (along >= 0.25).to(x) * place
+    # A wave of one pixel that is half a phase off would be nothing.
+    wave = (2 * math.pi * (turns * (rows + columns) + torch.where(turns == 0.5, 0.5 * (phase < 0.5), phase))).cos()
+    wave = torch.where(noise(shape=one) < 0.5, wave, wave.sign())
+    return wave / wave.abs().mean((1, 2, 3), keepdim=True)
 
 
 def jpeg(x: Tensor, quality: Tensor) -> Tensor:

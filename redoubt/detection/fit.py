@@ -36,7 +36,7 @@ _LARGE = 2_000_000   # weights; beyond this each gradient on a CPU costs tens of
 _FRESH = 16          # for so many attack blocks one is made of calibration pictures, to learn probabilities from
 _BATCH = 256         # pictures that the scorer reads at once
 _WITNESSES = 32       # flagged attacks without which the model is not asked
-_TOLD = 8            # blocks of flagged attacks without which no strength can be learned
+_TOLD = 8            # flagged blocks in Linf without which no strength can be learned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class FitConfig:
     smallest: int = 16
 
     def __post_init__(self) -> None:
-        least = {"blocks": 8 * len(KINDS), "block_size": 8, "score_steps": 1, "strength_steps": 1, "noise": 16}
+        least = {"blocks": 8 * len(KINDS), "block_size": 8, "score_steps": 1, "strength_steps": 1, "noise": 32}
         for name in ("moved", "drawn"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
                 raise InvalidInput(f"{name} must be a whole number from 0 on, not {getattr(self, name)}")
@@ -158,7 +158,7 @@ def fit(
     report("scorer")
     attacked = _scores(scorer, rehearsal.attacked).view(rehearsal.real.shape)
     usable = rehearsal.real & (attacked > threshold)
-    _check_told(usable, len(x))
+    _check_told(usable[rehearsal.norm == 0], len(x), ranges[0])
     sight = _widened(rehearsal, attacked, usable, changes, scorer, threshold, times=config.moved, seed=seed)
     flagged = rehearsal.asked[usable[:, : rehearsal.asked.shape[1]]] if len(rehearsal.asked) else rehearsal.asked
     asks = len(flagged) >= _WITNESSES
@@ -246,12 +246,13 @@ def _witness(attacked: Tensor, learned: dict, held_out: dict, seed: int) -> tupl
     return witness, {"bias": witness.bias.item(), "further": witness.further.item(), "gain": gain}
 
 
-def _check_told(usable: Tensor, pictures: int) -> None:
+def _check_told(usable: Tensor, pictures: int, epsilon: tuple[float, float]) -> None:
     told = int((usable.sum(1) >= ENOUGH_FLAGGED).sum())
     if told < _TOLD:
         raise InvalidInput(
-            f"the detector tells {told} of {len(usable)} rehearsed attacks from clean pictures, and needs {_TOLD} to "
-            f"learn strength from: give more pictures than these {pictures}, and such as are not noise themselves")
+            f"of {len(usable)} rehearsed attacks in Linf, epsilon {epsilon[0]:.3g} to {epsilon[1]:.3g}, the detector "
+            f"tells {told} from clean pictures, and needs {_TOLD} to learn strength from: rehearse stronger ones, or "
+            f"give more pictures than these {pictures}, and such as are not noise themselves")
 
 
 def _untaught(rehearsal: Rehearsal, kept: Tensor, seed: int) -> StrengthNet:

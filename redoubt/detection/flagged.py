@@ -14,8 +14,8 @@ from redoubt.detection.rehearsal import Dice
 from redoubt.detection.witness import measured
 
 _AMOUNTS = (0.3, 0.6, 0.85, 1.1)   # of each harmless change that the model is asked about
-_PATTERNS = {"sign": 8, "stripes": 24, "coarse": 16}   # so many fixed patterns of each kind of noise beside
-_OFTEN, _FEW = 192, 96   # pictures under each kind and amount for which these many are right; and under each pattern
+# Besides, where `most` is 192 or more: fixed patterns of noise of each kind, their amounts, and pictures under each.
+_PATTERNS, _FIXED, _FEW = {"sign": 8, "stripes": 24, "coarse": 24, "waves": 32}, (0.3, 1.3), 96
 Judge = Callable[[Tensor], Tensor]   # pictures to the scorer's logits
 
 
@@ -42,7 +42,7 @@ def flagged_blocks(
 
 def flagged_measures(model, x: Tensor, levels: int, judge: Judge, threshold: float, seed: int, *, most: int) -> dict:
     """`witness.measures` by kind, amount and whether the noise is a fixed pattern: of the flagged, or the most
-    suspicious eighth.
+    suspicious sixth.
 
     What the same pattern does to many pictures does not average out over them: what one wins, a whole campaign wins. So
     there are many patterns, each of few pictures and of an amount of its own.
@@ -50,16 +50,16 @@ def flagged_measures(model, x: Tensor, levels: int, judge: Judge, threshold: flo
     Args:
         most: pictures under each kind and amount; the model is asked about half of them at most.
     """
-    plan = [(kind, amount, False) for kind in BENIGN for amount in _AMOUNTS]
-    for kind, often in _PATTERNS.items():
-        count = math.ceil(often * min(most, _OFTEN) / _OFTEN)
-        plan += [(kind, _AMOUNTS[-1] * (i + 1) / count, True) for i in range(count)]
-    dice, sent = Dice(seed + 11), []
-    for kind, amount, fixed in plan:
-        n = min(most, _FEW) if fixed else most
+    plan = [(kind, amount, False, most) for kind in BENIGN for amount in _AMOUNTS]
+    least, largest = _FIXED
+    for kind, usual in _PATTERNS.items():
+        count, each = math.ceil(usual * min(1, most / 192)), min(most, _FEW, len(x))   # repeats would be the same
+        plan += [(kind, least + (largest - least) * (i + 1) / count, True, each) for i in range(count)]
+    dice, found = Dice(seed + 11), {}
+    for kind, amount, fixed, n in plan:
         rows = dice.rows(len(x), n).to(x.device)
         changed = benign(kind, x[rows], levels=levels, generator=dice.generator, amount=amount, fixed=fixed)
         logit = judge(changed)
-        worst = logit.topk(max(n // 8, int((logit > threshold).sum()))).indices
-        sent.append(changed[worst[: n // 2]])
-    return dict(zip(plan, measured(model, torch.cat(sent)).split([len(part) for part in sent]), strict=True))
+        worst = logit.topk(max(n // 6, int((logit > threshold).sum()))).indices
+        found[kind, amount, fixed] = measured(model, changed[worst[: n // 2]])
+    return found

@@ -226,7 +226,7 @@ def test_pictures_on_which_no_attack_shows_are_refused():
     model, generator = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval(), torch.Generator().manual_seed(0)
     x, y = torch.rand(200, 1, 8, 8, generator=generator), torch.randint(3, (200,), generator=generator)
     config = FitConfig(blocks=64, block_size=8, score_steps=5, strength_steps=5, linf=(0.004, 0.005), l2=(1e-4, 2e-4))
-    with pytest.raises(InvalidInput, match=r"rehearsed attacks .* than these 100"):
+    with pytest.raises(InvalidInput, match=r"epsilon 0.0025 to 0.005, the detector tells 0 .* than these 100"):
         fit(model, (x[:100], y[:100]), (x[100:], y[100:]), levels=255, config=config)
 
 

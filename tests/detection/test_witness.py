@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,14 +13,32 @@ from torch import nn
 
 from redoubt.attacks import on_lattice, pgd
 from redoubt.detection import Budget, decide, fit, witness
+from redoubt.detection.flagged import flagged_measures
 from redoubt.detection.networks import PIXELS
 from redoubt.detection.witness import MEASURES, RISK, Witness, bet, calibrate_witness, fit_witness, measures
 from redoubt.threat import ThreatModel
 
 
 @pytest.fixture(scope="module")
-def digits_detector(digits, digits_model, small):
+def seeds() -> list[int]:
+    """Of the harmless changes that the model was asked about in the fit below."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def digits_detector(digits, digits_model, small, seeds):
     """Asked in spite of the size: it is the only data set that is here at once."""
+
+    def watched(model, x, levels, judge, threshold, seed, **settings):
+        seeds.append(seed)
+        return flagged_measures(model, x, levels, judge, threshold, seed, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["redoubt.detection.fit"], "flagged_measures", watched)
+        return _fitted(digits, digits_model, small)
+
+
+def _fitted(digits, digits_model, small):
     return fit(digits_model, digits.tensors("detector_fit"), digits.tensors("calibration"), levels=16,
                config=replace(small, smallest=8))
 
@@ -41,6 +60,10 @@ def test_attacks_bear_witness_and_noise_does_not(digits, digits_model, digits_de
     strength = digits_detector.campaign(evidence)
     assert strength.witnessed is attack
     assert decide(strength, ()).retrain is attack
+
+
+def test_patterns_to_calibrate_with_are_not_those_learned_from(digits_detector, seeds):
+    assert len(seeds) == len(set(seeds)) == 2
 
 
 def test_the_model_is_asked_about_flagged_inputs_only(digits, digits_model, digits_detector):
@@ -118,6 +141,20 @@ def test_noise_wins_no_bet_on_average_and_attacks_do():
         won = [bet(net.testimony(drawn(64, at))).item() >= -math.log(RISK) for _ in range(300)]
         assert sum(won) <= 1
     assert bet(net.testimony(drawn(64, 0.4))) >= -math.log(RISK)
+
+
+def test_one_fixed_pattern_that_wins_sets_the_bias():
+    """Many pictures under one pattern are worth one draw of it: the mean over patterns would hide it."""
+    generator = torch.Generator().manual_seed(0)
+    attacked = torch.randn(400, MEASURES, generator=generator) + 0.4
+    usual = {("some", at, fixed): torch.randn(64, MEASURES, generator=generator)
+             for at in range(20) for fixed in (False, True)}
+    net = fit_witness(attacked, {"some": torch.cat(list(usual.values()))}, seed=0, steps=150)
+    calibrate_witness(net, usual, ("some",))
+    before = net.bias.item()
+    winner = torch.randn(64, MEASURES, generator=generator) + 0.2
+    calibrate_witness(net, usual | {("some", 20, True): winner}, ("some",))
+    assert net.bias.item() > before + 0.2 and net(winner).exp().mean().log().item() == pytest.approx(net.bias.item())
 
 
 def test_the_worst_harmless_change_teaches_most(monkeypatch):
