@@ -18,7 +18,7 @@ COMMANDS = ["run", "drill", "serve", "attack", "models", "promote", "rollback", 
 
 def redoubt(*arguments, home=None):
     return subprocess.run([sys.executable, "-m", "pipelines.cli", *arguments], capture_output=True, text=True,
-                          timeout=120, env=os.environ | ({"REDOUBT_HOME": str(home)} if home else {}))
+                          timeout=300, env=os.environ | ({"REDOUBT_HOME": str(home)} if home else {}))
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def test_a_corrupt_data_file_fails_the_run_with_its_reason(tmp_path):
 
 def run_request(folder):
     return subprocess.run([sys.executable, "-m", "pipelines.retrain", str(folder)], capture_output=True, text=True,
-                          timeout=120)
+                          timeout=300)
 
 
 def test_a_request_with_a_result_is_not_run_again(tmp_path):
