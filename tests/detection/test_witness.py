@@ -35,12 +35,8 @@ def digits_detector(digits, digits_model, small, seeds):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["redoubt.detection.fit"], "flagged_measures", watched)
-        return _fitted(digits, digits_model, small)
-
-
-def _fitted(digits, digits_model, small):
-    return fit(digits_model, digits.tensors("detector_fit"), digits.tensors("calibration"), levels=16,
-               config=replace(small, smallest=8))
+        return fit(digits_model, digits.tensors("detector_fit"), digits.tensors("calibration"), levels=16,
+                   config=replace(small, smallest=8))
 
 
 def sent(digits, model, change: str, size: float) -> torch.Tensor:
