@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from redoubt.attacks import on_lattice, pgd
@@ -10,6 +12,7 @@ from redoubt.compute import device, settle_threads
 from redoubt.data import Prepared
 from redoubt.detection import Detector
 from redoubt.detection.matching import MINIMUM
+from redoubt.errors import ArtifactError
 from redoubt.evaluation.accuracy import correct, withstands_pgd
 from redoubt.evaluation.overlap import fresh
 from redoubt.promotion.gate import Measured, Probe
@@ -36,7 +39,11 @@ def measure(
     Args:
         x, y: float [N, C, H, W] in [0, 1] and labels [N].
         levels: the largest stored value of a pixel, for attacked pictures that must be ones that could be sent.
-        tried: attack some pictures with this for the detector, too.
+        tried: attack some pictures with this for the detector, too. Without it, for a champion, a detector of another
+            release is passed over: that there is one is all that counts then.
+
+    Raises:
+        ArtifactError: when the detector that is to be tried cannot be read.
     """
     settle_threads(bundle.architecture.size)
     where = device()
@@ -51,9 +58,14 @@ def measure(
     recall = torch.tensor([float(clean[labels == label].float().mean()) for label in labels.unique()])
     false_positives = seen = None
     if bundle.has_detector:
-        detector = Detector.load(bundle.folder, bundle.model())
-        false_positives = float(detector.assess(x.cpu()).is_adversarial.float().mean())
-        seen = tried and probe(detector, bundle.model(), x.cpu(), y.cpu(), tried, levels=levels, seed=seed)
+        try:
+            detector = Detector.load(bundle.folder, bundle.model())
+            false_positives = float(detector.assess(x.cpu()).is_adversarial.float().mean())
+            seen = tried and probe(detector, bundle.model(), x.cpu(), y.cpu(), tried, levels=levels, seed=seed)
+        except ArtifactError:
+            if tried is not None:
+                raise
+            false_positives = math.nan
     return Measured(clean=clean, attacked=attacked, recall=recall, trained_for=bundle.threats, takes=takes(bundle),
                     false_positives=false_positives, probe=seen)
 

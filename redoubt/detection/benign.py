@@ -42,7 +42,7 @@ def benign(kind: str, x: Tensor, *, levels: int, generator: torch.Generator, amo
 
     Args:
         kind: one of `BENIGN` or `NOISE`.
-        amount: how strong, in [0, 1], for all of them; drawn for each picture when not given.
+        amount: how strong, for all of them, from 0 to 1 and a little beyond; drawn for each picture when not given.
         fixed: the noise has the same pattern on every picture, as a camera's own has.
     """
     if kind == "clean":

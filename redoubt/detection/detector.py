@@ -16,6 +16,7 @@ from redoubt.attacks import holds_whole_levels
 from redoubt.detection.bounds import LEVELS, MOST, in_whole_levels, scaled, scaled_error
 from redoubt.detection.features import feature_count, features
 from redoubt.detection.groups import excess, least, nested, upper_means
+from redoubt.detection.measures import measured
 from redoubt.detection.networks import (
     COARSENESS,
     EVIDENCE,
@@ -31,10 +32,10 @@ from redoubt.detection.networks import (
 )
 from redoubt.detection.probability import probability
 from redoubt.detection.verdicts import Strength, Verdicts
-from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet, measured
+from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet
 from redoubt.errors import ArtifactError, InvalidInput
 
-FORMAT = 9
+FORMAT = 10
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 _CHUNK = 512                     # inputs looked at in one go, which bounds the memory that they take
 _FEW_LEVELS = 64                 # 8-bit budgets are whole levels, or many; half a level of 16 is a sixth of 0.2
@@ -311,8 +312,9 @@ class Detector:
         folder = Path(folder)
         try:
             card = json.loads((folder / CARD).read_text())
-            if card.pop("format") != FORMAT:
-                raise ArtifactError(f"{folder / CARD} has another format than {FORMAT}: fit the detector again")
+            if (found := card.pop("format")) != FORMAT:
+                raise ArtifactError(f"{folder / CARD} has format {found}, this release reads {FORMAT}: run the "
+                                    "pipeline again, or fit the detector again")
             settings = Settings(**card)
             weights = load_file(folder / WEIGHTS)
             count = feature_count(settings.channels)

@@ -54,7 +54,7 @@ class FitConfig:
         drawn: further blocks, under attacks along random fields, that strength is learned from; not bounded by them.
         smallest: pixels a side from which the model's evidence is asked for; smoothing leaves less nothing to compare.
         noise: pictures under each kind and amount of harmless change, of which the model is asked about half at most.
-            Below 192, fewer fixed patterns are tried, too.
+            Below 96, fewer fixed patterns are tried, too.
     """
 
     blocks: int = 1440
@@ -65,7 +65,7 @@ class FitConfig:
     strength_steps: int = 2000
     moved: int = 0
     drawn: int = 0
-    noise: int = 192
+    noise: int = 96
     smallest: int = 16
 
     def __post_init__(self) -> None:

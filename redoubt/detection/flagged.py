@@ -10,12 +10,14 @@ from torch import Tensor
 
 from redoubt.detection.benign import BENIGN, benign
 from redoubt.detection.features import features
+from redoubt.detection.measures import measured
 from redoubt.detection.rehearsal import Dice
-from redoubt.detection.witness import measured
 
 _AMOUNTS = (0.3, 0.6, 0.85, 1.1)   # of each harmless change that the model is asked about
-# Besides, where `most` is 192 or more: fixed patterns of noise of each kind, their amounts, and pictures under each.
-_PATTERNS, _FIXED, _FEW = {"sign": 8, "stripes": 24, "coarse": 24, "waves": 32}, (0.3, 1.3), 96
+_EITHER_WAY = (-0.1, 0.15, 0.85, 1.1)   # the same of those that go either way from 0.5, where they change nothing
+_SIGNED = ("brightness", "contrast", "gamma")
+# Besides, where `most` is 96 or more: fixed patterns of noise of each kind, and their amounts.
+_PATTERNS, _FIXED, _USUAL = {"sign": 8, "stripes": 24, "coarse": 24, "waves": 32}, (0.3, 1.3), 96
 Judge = Callable[[Tensor], Tensor]   # pictures to the scorer's logits
 
 
@@ -41,7 +43,7 @@ def flagged_blocks(
 
 
 def flagged_measures(model, x: Tensor, levels: int, judge: Judge, threshold: float, seed: int, *, most: int) -> dict:
-    """`witness.measures` by kind, amount and whether the noise is a fixed pattern: of the flagged, or the most
+    """`measures.measures` by kind, amount and whether the noise is a fixed pattern: of the flagged, or the most
     suspicious sixth.
 
     What the same pattern does to many pictures does not average out over them: what one wins, a whole campaign wins. So
@@ -50,10 +52,11 @@ def flagged_measures(model, x: Tensor, levels: int, judge: Judge, threshold: flo
     Args:
         most: pictures under each kind and amount; the model is asked about half of them at most.
     """
-    plan = [(kind, amount, False, most) for kind in BENIGN for amount in _AMOUNTS]
+    plan = [(kind, amount, False, most) for kind in BENIGN
+            for amount in (_EITHER_WAY if kind in _SIGNED else _AMOUNTS)]
     least, largest = _FIXED
     for kind, usual in _PATTERNS.items():
-        count, each = math.ceil(usual * min(1, most / 192)), min(most, _FEW, len(x))   # repeats would be the same
+        count, each = math.ceil(usual * min(1, most / _USUAL)), min(most, _USUAL, len(x))   # repeats would be the same
         plan += [(kind, least + (largest - least) * (i + 1) / count, True, each) for i in range(count)]
     dice, found = Dice(seed + 11), {}
     for kind, amount, fixed, n in plan:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from redoubt.attacks import fgsm, momentum_pgd, on_lattice, pgd, shaped
 from redoubt.detection.benign import blur
 from redoubt.detection.features import features
+from redoubt.detection.measures import MEASURES, measured
 from redoubt.detection.scoring import NEAR, Examples
-from redoubt.detection.witness import MEASURES, measured
 from redoubt.threat import ThreatModel
 from redoubt.training.loop import use_bfloat16
 
-ASKED = 4   # inputs of each attack block that the model is asked about
+ASKED, MANY = 2, 1000   # inputs of each attack block that the model is asked about; twice as many of fewer blocks
 KINDS = ("fgsm", "step", "pgd", "climb", "momentum", "transfer", "smooth", "cells")
 _SMOOTH = 0.85   # of a change's length is left by the mean over 3 x 3 pixels, then it counts as coarse
 
@@ -116,7 +116,7 @@ class Rehearsal:
         real: bool [B, n], whether the attack did anything.
         log_epsilon, norm, kind, coarse: [B], as in `Rehearsed`.
         stored: [B], whether the pictures were rounded to whole levels.
-        asked: the model's `measures` of the first `ASKED` inputs of each block, [B, m, MEASURES]; [0, 0, MEASURES] if
+        asked: the model's `measures` of the first inputs of each block, [B, m, MEASURES]; [0, 0, MEASURES] if
             it was not asked.
     """
 
@@ -153,13 +153,14 @@ def rehearse_all(
         asks: whether to take the model's `measures`.
     """
     seen, attacked, near, rows, asked, real, facts = [], [], [], [], [], [], []
+    most = ASKED * (1 if sum(blocks for _, blocks, _ in plans) >= MANY else 2)
     for index, (norm, blocks, epsilon) in enumerate(plans):
         for block in rehearse(model, surrogates, x, y, blocks=blocks, size=size, levels=levels, norm=norm,
                               epsilon=epsilon, seed=seed + index):
             seen.append(features(block.x))
             attacked.append(Examples.of(model, block.x, 1.0))
             rows.append(block.rows)
-            asked.append(block.x[:ASKED])
+            asked.append(block.x[:most])
             # A saturated softmax has no gradient: such an input stays as it was and is no attack.
             real.append(block.threat.size(block.x - block.clean) > 0.4 * block.threat.epsilon)
             change = (block.x - block.clean)[real[-1]]

@@ -7,23 +7,21 @@ most of an attack is undone and it points near to where the attacker's pointed.
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redoubt.detection.benign import blur
+from redoubt.detection.measures import MEASURES
 
-MEASURES = 33       # numbers in `measures`
 BOUND = 3.0         # no single input speaks louder than this, as a logarithm of odds
 SHARE = 0.3         # of a campaign that a hidden attack is assumed to make up when its inputs are betted on
 RISK = 1e-2         # of taking a harmless campaign for an attack, where pixels speak for an attack
 RISK_AGAINST = 1e-5   # the same where pixels speak for a harmless change: then more is asked of the model's evidence
 _BATCH = 128        # inputs of either sort in a step of learning
 _LOOK, _PRESS = 100, 1.5   # steps between two looks at what each harmless change wins, and the power its weight goes by
+_SHAKEN, _HIDDEN = 0.6, 0.2   # noise on each measure, in standard deviations, and the share of them hidden, in learning
 
 
 class Budget:
@@ -73,129 +71,12 @@ class Witness(nn.Module):
         return self(measured) - self.bias
 
 
-@torch.no_grad()
-def measures(model: nn.Module, x: Tensor) -> Tensor:
-    """What a picture's detail does to the classifier, against what it would do elsewhere or with other signs.
-
-    Costs twenty forward passes and three backward passes, most of them in one batch. The classifier is left as it is.
-
-    Args:
-        model: in eval mode, from pictures to logits.
-        x: float [N, C, S, S] in [0, 1].
-
-    Returns:
-        [N, MEASURES]; every number is free of the scale of logits and finite.
-    """
-    if len(x) == 0:
-        return x.new_zeros(0, MEASURES)
-    logits, once = model(x), blur(x)
-    first, twice = logits.argmax(1), blur(once)
-    smooths = (once, twice, blur(blur(blur(blur(twice)))))   # squares and waves outlast a little smoothing
-    smoothed, gradients, seconds = (
-        part.split(len(x)) for part in _at_smoothed(model, torch.cat(smooths), first.repeat(len(smooths))))
-    tried = [trial for smooth in smooths for trial in _elsewhere(x, smooth)] + _shaken(x, x - once)
-    answers = model(torch.cat(tried).clamp(0, 1)).split(len(x))   # one pass: few inputs at a time are dear
-    rows = _texture(x - once)
-    for i, smooth in enumerate(smooths):
-        rows += _detail(x - smooth, gradients[i], logits, smoothed[i], seconds[i], answers[4 * i : 4 * i + 4])
-    rows += _nearby(logits, answers[4 * len(smooths) :])
-    return torch.stack(rows, 1).nan_to_num(0.0, 0.0, 0.0).clamp(-20, 20)
-
-
-def measured(model: nn.Module, x: Tensor) -> Tensor:
-    """`measures` of any number of pictures, in parts: each picture is tried in sixteen ways, all of a part at once."""
-    return torch.cat([measures(model, part) for part in x.split(32)])
-
-
-def _elsewhere(x: Tensor, smooth: Tensor) -> list[Tensor]:
-    """The smoothed picture with the detail that it lost, twice under other signs and twice at other places."""
-    detail = x - smooth
-    third, fourth = max(1, x.shape[-1] // 3), max(1, x.shape[-1] // 4)
-    flipped = [smooth + detail * _signs(detail, seed) for seed in (0, 1)]
-    return flipped + [smooth + turn * detail.roll((turn * third, fourth), (2, 3)) for turn in (1, -1)]
-
-
-def _shaken(x: Tensor, detail: Tensor) -> list[Tensor]:
-    """The picture under random changes as large as the detail, either way, and under changes twice as large."""
-    size = detail.abs().flatten(1).mean(1).view(-1, 1, 1, 1)
-    return [x + turn * times * size * _signs(x, 2) for times in (1, 2) for turn in (1, -1)]
-
-
-def _detail(
-    detail: Tensor, gradient: Tensor, logits: Tensor, smoothed: Tensor, second: Tensor, answers: Sequence[Tensor]
-) -> list[Tensor]:
-    """How the detail lost by smoothing lies to the gradient there, and what it does to the margin of the answer.
-
-    Args:
-        smoothed, second: the smoothed picture's logits, and the best class there but the answer.
-        answers: logits of what `_elsewhere` gives.
-    """
-    first = logits.argmax(1)
-    unit, own = logits.std(1).clamp_min(1e-6), _margin(logits, first, second)
-    margins = [_margin(answer, first, second) for answer in answers]
-    flat = detail / (blur(detail.abs()) + 2 / 255)   # edges count no more than a perturbation of a plain area
-    pointed = gradient.sign()
-    pointed = pointed - blur(pointed)
-    aligned = _cosine(flat, pointed)
-    return [
-        aligned, aligned.abs(), _cosine(detail - blur(detail), pointed), _cosine(detail, gradient),
-        (own - _margin(smoothed, first, second)) / unit, (own - sum(margins[:2]) / 2) / unit,
-        (own - sum(margins[2:]) / 2) / unit, (smoothed.argmax(1) != first).float(),
-    ]
-
-
-def _nearby(logits: Tensor, answers: Sequence[Tensor]) -> list[Tensor]:
-    """How sure the answer is, and how it stands random changes: `answers` are logits of what `_shaken` gives."""
-    best = logits.topk(2, 1)
-    first, second = best.indices.unbind(1)
-    unit, own = logits.std(1).clamp_min(1e-6), best.values[:, 0] - best.values[:, 1]
-    out = [own / unit]
-    for both in (answers[:2], answers[2:]):
-        out.append((sum(_margin(answer, first, second) for answer in both) / 2 - own) / unit)
-        out.append(sum((answer.argmax(1) != first).float() for answer in both) / 2)
-    return out
-
-
-def _texture(detail: Tensor) -> list[Tensor]:
-    """Size of the detail, and whether it runs in rows, in columns or in patches: what noise must be compared at."""
-    power = detail.square().flatten(1).mean(1).clamp_min(1e-9)
-    size = detail.shape[-1]
-    rows, columns = (detail.mean(axis).square().flatten(1).mean(1) * size / power for axis in (3, 2))
-    near = (detail[..., 1:] * detail[..., :-1]).flatten(1).mean(1) / power
-    return [power.log() / 2, rows.clamp_max(20).log1p(), columns.clamp_max(20).log1p(), near]
-
-
-def _margin(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    return (logits.gather(1, first[:, None]) - logits.gather(1, second[:, None]))[:, 0]
-
-
-def _at_smoothed(model: nn.Module, smooth: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of the smoothed copy, the gradient there of class `first` over the best other one, and that other one."""
-    # A caller may be in inference mode, whose tensors no gradient may meet: outside it a clone is an ordinary one.
-    with torch.inference_mode(False), torch.enable_grad():
-        smooth, first = smooth.clone().requires_grad_(), first.clone()
-        logits = model(smooth)
-        second = logits.detach().scatter(1, first[:, None], -math.inf).argmax(1)
-        gradient = torch.autograd.grad(_margin(logits, first, second).sum(), smooth)[0]
-    return logits.detach(), gradient, second
-
-
-def _signs(like: Tensor, seed: int) -> Tensor:
-    """The same pattern of signs for every picture, so that an answer does not depend on the batch."""
-    drawn = torch.rand(like.shape[1:], generator=torch.Generator().manual_seed(seed)) < 0.5
-    return drawn.to(like) * 2 - 1
-
-
-def _cosine(one: Tensor, other: Tensor) -> Tensor:
-    return F.cosine_similarity(one.flatten(1), other.flatten(1), eps=1e-12)
-
-
 def fit_witness(attacked: Tensor, changed: dict, *, seed: int, steps: int = 1500) -> Witness:
     """Learn the odds of an attack.
 
     What the worst harmless change wins is taken off every input's odds in the end (`calibrate_witness`). So the kinds
     and amounts that win most are seen most often, as in group distributionally robust optimisation (Sagawa et al. 2020,
-    arXiv 1911.08731).
+    arXiv 1911.08731). A few thousand pictures are soon known by heart: each measure is seen with noise, or not at all.
 
     Args:
         attacked: `measures` of flagged attacks, [A, MEASURES].
@@ -220,8 +101,11 @@ def fit_witness(attacked: Tensor, changed: dict, *, seed: int, steps: int = 1500
             weight = won.pow(_PRESS).repeat_interleave(sizes).cpu()
         rows = torch.randint(len(attacked), (_BATCH,), generator=generator)
         others = torch.multinomial(weight, _BATCH, True, generator=generator)
-        odds = net(torch.cat([attacked[rows.to(attacked.device)], harmless[others.to(attacked.device)]]))
-        loss = F.binary_cross_entropy_with_logits(odds, label)
+        seen = torch.cat([attacked[rows.to(attacked.device)], harmless[others.to(attacked.device)]])
+        noise, hidden = torch.randn(seen.shape, generator=generator), torch.rand(seen.shape, generator=generator)
+        seen = seen + _SHAKEN * net.scale * noise.to(seen.device)
+        seen = torch.where(hidden.to(seen.device) < _HIDDEN, net.mean, seen)
+        loss = F.binary_cross_entropy_with_logits(net(seen), label)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -49,7 +49,7 @@ class Measured:
         recall: float [classes], clean recall of each class that occurs.
         trained_for: the threat models that the version carries.
         takes: what inputs it takes and what it answers with: shape and classes.
-        false_positives: share of clean pictures that its detector flags; None without a detector.
+        false_positives: share of clean pictures that its detector flags; None without one, nan if it was not read.
         probe: its detector on attacked pictures; None without a detector or without an attack to try it on.
     """
 

@@ -1,6 +1,7 @@
 """The gate's step on real versions: what can be compared, what is recorded, who becomes champion."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from redoubt.bundle import seal, write_bundle
 from redoubt.data import Prepared, load_source, prepare
 from redoubt.errors import ArtifactError
 from redoubt.models import Architecture, build
+from redoubt.promotion import gate
 from redoubt.registry import Registry
 from redoubt.threat import ThreatModel
 
@@ -196,3 +198,21 @@ def test_a_detector_is_tried_on_attacked_pictures(digits, digits_model, detector
     assert measured.probe.true == pytest.approx(3 / 16), "0.2 on a lattice of sixteenths"
     assert measured.probe.flagged > 100
     assert measured.probe.estimate == pytest.approx(3 / 16, rel=0.3)
+
+
+def test_a_champion_may_carry_a_detector_of_another_release(digits, digits_model, detector_folder, tmp_path):
+    """Who follows the advice to run the pipeline again has such a champion: the gate must get past it."""
+    write_bundle(tmp_path / "b", digits_model, classes=list("0123456789"), threats=())
+    for file in detector_folder.iterdir():
+        shutil.copy(file, tmp_path / "b")
+    card = tmp_path / "b" / "detector.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "format": 9}))
+    x, y, _ = pictures(digits)
+    old = seal(tmp_path / "b")
+    champion = measure(old, x, y, (), levels=16, seed=0)
+    assert math.isnan(champion.false_positives) and champion.probe is None
+    blind = replace(champion, false_positives=None)
+    failed = [line.rule for line in gate.judge(blind, champion, None).rules if line.failed]
+    assert "detector's false positives" in failed, "a challenger without a detector must not replace one that had one"
+    with pytest.raises(ArtifactError, match="format 9"):
+        measure(old, x, y, (), levels=16, seed=0, tried=ThreatModel("Linf", 0.2))

@@ -8,7 +8,7 @@ from torch import nn
 
 from redoubt.detection.benign import BENIGN
 from redoubt.detection.flagged import flagged_measures
-from redoubt.detection.witness import MEASURES
+from redoubt.detection.measures import MEASURES
 
 
 def asked(n: int, most: int) -> tuple[dict, list[torch.Tensor]]:
@@ -23,7 +23,7 @@ def asked(n: int, most: int) -> tuple[dict, list[torch.Tensor]]:
     return flagged_measures(model, torch.full((n, 1, 16, 16), 0.5), 65535, judge, 0.0, 0, most=most), judged
 
 
-@pytest.mark.parametrize(("most", "patterns"), [(192, 88), (32, 16)])
+@pytest.mark.parametrize(("most", "patterns"), [(96, 88), (32, 30)])
 def test_the_model_is_asked_about_every_change_and_about_many_fixed_patterns(most, patterns):
     """Nothing is flagged, so that the most suspicious sixth is asked about."""
     (found, judged), level = asked(200, most), 1 / 65535
@@ -50,3 +50,10 @@ def test_no_fixed_pattern_is_another_in_another_size(kind):
 def test_few_pictures_are_not_repeated_under_a_fixed_pattern():
     found, judged = asked(40, 96)
     assert {(key[2], len(part)) for key, part in zip(found, judged, strict=True)} == {(False, 96), (True, 40)}
+
+
+@pytest.mark.parametrize("kind", ["brightness", "gamma"])
+def test_what_goes_either_way_is_tried_in_both(kind):
+    found, judged = asked(40, 96)
+    means = [part.mean().item() for key, part in zip(found, judged, strict=True) if key[0] == kind]
+    assert min(means) < 0.35 and max(means) > 0.65
