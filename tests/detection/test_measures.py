@@ -111,3 +111,10 @@ def test_no_measure_is_a_rounding_error(bent):
     x = 0.3 + 0.4 * torch.rand(4, 3, 18, 18, generator=torch.Generator().manual_seed(0))
     exact = measures(bent.double(), x.double()).float()
     torch.testing.assert_close(measures(bent.float(), x), exact, rtol=1e-2, atol=1e-3)
+
+
+def test_random_changes_that_change_nothing_move_no_answer(bent, monkeypatch):
+    x = torch.rand(4, 3, 18, 18, generator=torch.Generator().manual_seed(0))
+    assert measures(bent, x)[:, -4:].abs().sum() > 0
+    monkeypatch.setattr(module, "_shaken", lambda x, detail: [x] * 4)
+    torch.testing.assert_close(measures(bent, x)[:, -4:], torch.zeros(4, 4), rtol=0, atol=1e-4)
