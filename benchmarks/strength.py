@@ -72,7 +72,7 @@ def clean_alarms(detector: Detector, x: torch.Tensor, drawn: int, seed: int) -> 
 def measure(report: Report, name: str, model, data: Prepared, covered: tuple[ThreatModel, ...], seeds: int) -> None:
     """Fit, run the campaigns, print the table and note what falls short."""
     args, start = report.given, time.perf_counter()
-    config = FitConfig(blocks=480) if args.quick else None
+    config = FitConfig(blocks=480, score_steps=600, noise=32) if args.quick else None
     detector = fit(model, data.tensors("detector_fit"), data.tensors("calibration"), levels=data.levels,
                    seed=args.seed, config=config)
     seconds, test = time.perf_counter() - start, data.tensors("test")
