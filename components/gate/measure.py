@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from redoubt.attacks import on_lattice, pgd
@@ -12,7 +10,6 @@ from redoubt.compute import device, settle_threads
 from redoubt.data import Prepared
 from redoubt.detection import Detector
 from redoubt.detection.matching import MINIMUM
-from redoubt.errors import ArtifactError
 from redoubt.evaluation.accuracy import correct, withstands_pgd
 from redoubt.evaluation.overlap import fresh
 from redoubt.promotion.gate import Measured, Probe
@@ -39,8 +36,8 @@ def measure(
     Args:
         x, y: float [N, C, H, W] in [0, 1] and labels [N].
         levels: the largest stored value of a pixel, for attacked pictures that must be ones that could be sent.
-        tried: attack some pictures with this for the detector, too. Without it, for a champion, a detector of another
-            release is passed over: that there is one is all that counts then.
+        tried: the attack to try the detector on, besides clean pictures. None leaves the detector alone, as with a
+            champion: all that counts there is that it has one, be it of a format that this release cannot read.
 
     Raises:
         ArtifactError: when the detector that is to be tried cannot be read.
@@ -57,17 +54,12 @@ def measure(
     labels = y.cpu()
     recall = torch.tensor([float(clean[labels == label].float().mean()) for label in labels.unique()])
     false_positives = seen = None
-    if bundle.has_detector:
-        try:
-            detector = Detector.load(bundle.folder, bundle.model())
-            false_positives = float(detector.assess(x.cpu()).is_adversarial.float().mean())
-            seen = tried and probe(detector, bundle.model(), x.cpu(), y.cpu(), tried, levels=levels, seed=seed)
-        except ArtifactError:
-            if tried is not None:
-                raise
-            false_positives = math.nan
+    if bundle.has_detector and tried is not None:
+        detector = Detector.load(bundle.folder, bundle.model())
+        false_positives = float(detector.assess(x.cpu()).is_adversarial.float().mean())
+        seen = probe(detector, bundle.model(), x.cpu(), y.cpu(), tried, levels=levels, seed=seed)
     return Measured(clean=clean, attacked=attacked, recall=recall, trained_for=bundle.threats, takes=takes(bundle),
-                    false_positives=false_positives, probe=seen)
+                    guarded=bundle.has_detector, false_positives=false_positives, probe=seen)
 
 
 def probe(detector: Detector, model, x, y, threat: ThreatModel, *, levels: int, seed: int) -> Probe:

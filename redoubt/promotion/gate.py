@@ -49,8 +49,9 @@ class Measured:
         recall: float [classes], clean recall of each class that occurs.
         trained_for: the threat models that the version carries.
         takes: what inputs it takes and what it answers with: shape and classes.
-        false_positives: share of clean pictures that its detector flags; None without one, nan if it was not read.
-        probe: its detector on attacked pictures; None without a detector or without an attack to try it on.
+        guarded: it has a detector.
+        false_positives: share of clean pictures that its detector flags; None unless the detector was tried.
+        probe: its detector on attacked pictures; None likewise.
     """
 
     clean: Tensor
@@ -58,6 +59,7 @@ class Measured:
     recall: Tensor
     trained_for: tuple[ThreatModel, ...]
     takes: str = ""
+    guarded: bool = False
     false_positives: float | None = None
     probe: Probe | None = None
 
@@ -93,7 +95,7 @@ def judge(
         rules = [_same_inputs(challenger, champion), *_coverage(challenger, champion, lowered)]
         rules += _robustness(challenger, champion, requested, policy, lowered)
         rules += _clean(challenger, champion, requested, policy, lowered)
-    had = champion is not None and champion.false_positives is not None
+    had = champion is not None and champion.guarded
     rules += [_no_collapse(challenger), _false_positives(challenger, fpr, policy, had),
               *_detection(challenger, policy)]
     return GateDecision(rules=tuple(rules), n=len(challenger.clean), attack=attack)

@@ -1,7 +1,6 @@
 """The gate's step on real versions: what can be compared, what is recorded, who becomes champion."""
 
 import json
-import math
 import shutil
 from dataclasses import replace
 
@@ -210,8 +209,8 @@ def test_a_champion_may_carry_a_detector_of_another_release(digits, digits_model
     x, y, _ = pictures(digits)
     old = seal(tmp_path / "b")
     champion = measure(old, x, y, (), levels=16, seed=0)
-    assert math.isnan(champion.false_positives) and champion.probe is None
-    blind = replace(champion, false_positives=None)
+    assert champion.guarded and champion.probe is None
+    blind = replace(champion, guarded=False)
     failed = [line.rule for line in gate.judge(blind, champion, None).rules if line.failed]
     assert "detector's false positives" in failed, "a challenger without a detector must not replace one that had one"
     with pytest.raises(ArtifactError, match="format 9"):

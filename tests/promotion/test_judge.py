@@ -24,7 +24,7 @@ def right(share: float, n: int = N, seed: int = 0) -> torch.Tensor:
 def measured(clean=0.88, attacked=0.70, recall=0.6, trained_for=(NEW,), false_positives=0.01, seed=0, probe=None):
     return Measured(clean=right(clean, seed=seed), attacked={NEW: right(attacked, seed=seed)},
                     recall=torch.tensor([recall, 0.9, 0.9, 0.95]), trained_for=trained_for,
-                    false_positives=false_positives, probe=probe)
+                    guarded=false_positives is not None, false_positives=false_positives, probe=probe)
 
 
 def seen(flagged=200, estimate=0.1) -> Probe:
