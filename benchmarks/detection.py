@@ -149,7 +149,7 @@ def kept(name: str, key: str, make) -> dict:
 
 def measure(report: Report, of: Subject, args) -> None:
     """All cells of one champion."""
-    began, detector = time.perf_counter(), fitted(of, args.seed)
+    began, detector = time.perf_counter(), (briefly if args.quick else fitted)(of, args.seed)
     seconds = time.perf_counter() - began
     clean = detector.assess(of.data.tensors("test")[0])
     key = digest(of.key, code_key(*CODE, "benchmarks/detection.py"), args.n, args.campaigns, args.seed)

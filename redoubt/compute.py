@@ -5,10 +5,18 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+T = TypeVar("T")
+
+_WORKERS = 4   # tasks at a time at most; with more, Python's lock would be waited for
 _SMALL = 16   # pixels a side up to which one thread does a batch sooner than several do
 # glibc's numbers for mallopt(3): from which size on a block is mapped by itself (32 MiB is the most that older versions
 # take), and how much free memory may lie at the heap's end before it is given back.
@@ -29,6 +37,32 @@ def settle_threads(size: int) -> None:
     """
     if size <= _SMALL:
         torch.set_num_threads(1)
+
+
+def side_by_side(tasks: Iterable[Callable[[], T]], where: torch.device) -> Iterator[T]:
+    """The results of `tasks` in their order, some computed at the same time: on a CPU by threads that share torch's.
+
+    For work on small batches, on which several threads of torch's own would mostly wait for each other. Tasks are taken
+    few at a time, as results are asked for; they must not depend on one another, and no two may draw from torch's
+    global generator. The first exception of one ends it; those under way are waited for.
+    """
+    threads = torch.get_num_threads() if where.type == "cpu" else 1
+    workers = min(threads, _WORKERS)
+    if workers == 1:
+        yield from (task() for task in tasks)
+        return
+    waiting: deque[Future] = deque()
+    tasks = iter(tasks)
+    with ThreadPoolExecutor(workers, "task", torch.set_num_threads, (threads // workers,)) as pool:
+        try:
+            waiting.extend(pool.submit(task) for task in islice(tasks, 2 * workers))
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(task) for task in islice(tasks, 1))
+        finally:
+            for future in waiting:
+                future.cancel()
+            torch.set_num_threads(threads)   # a worker's number would be the next new thread's, too
 
 
 def choose_kernels(where: torch.device) -> None:

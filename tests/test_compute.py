@@ -3,8 +3,13 @@
 import platform
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
+import torch
+
+from redoubt.compute import side_by_side
 
 FAULTS = """
 import resource, types, redoubt, torch
@@ -30,3 +35,72 @@ def test_a_training_step_that_keeps_its_memory_fetches_next_to_none():
     if fetched[0] < 2000:
         pytest.skip(f"only {fetched[0]} pages were fetched without the setting: nothing to show here")
     assert fetched[1] < fetched[0]
+
+
+@pytest.fixture
+def threads():
+    """Sets how many threads torch may use; afterwards it is as before."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_tasks_beside_each_other_give_their_results_in_order(threads, count):
+    threads(count)
+
+    def task(i: int) -> int:
+        time.sleep(0.02 if i % 3 == 0 else 0)   # the first of each three ends last
+        return i
+
+    assert list(side_by_side((lambda i=i: task(i) for i in range(20)), CPU)) == list(range(20))
+    assert list(side_by_side([], CPU)) == []
+
+
+def test_tasks_share_torchs_threads_and_give_them_back(threads):
+    threads(4)
+    both = threading.Barrier(4, timeout=30)   # is passed only when four run at a time
+
+    def task() -> int:
+        both.wait()
+        return torch.get_num_threads()
+
+    assert list(side_by_side([task] * 8, CPU)) == [1] * 8
+    assert torch.get_num_threads() == 4
+    fresh = []
+    thread = threading.Thread(target=lambda: fresh.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert fresh == [4]
+
+
+def test_with_one_thread_or_on_a_gpu_tasks_run_where_they_were_given(threads):
+    for count, where in ((1, CPU), (4, torch.device("cuda"))):
+        threads(count)
+        assert set(side_by_side([threading.get_ident] * 6, where)) == {threading.get_ident()}
+
+
+def test_tasks_are_taken_few_at_a_time_and_none_after_a_failure(threads):
+    threads(2)
+    taken, gate = [], threading.Event()
+
+    def task(i: int) -> int:
+        if i == 3:
+            raise ValueError("the third")
+        gate.wait(30)
+        return i
+
+    def tasks():
+        for i in range(100):
+            taken.append(i)
+            yield lambda i=i: task(i)
+
+    results = side_by_side(tasks(), CPU)
+    threading.Timer(0.2, gate.set).start()
+    assert [next(results) for _ in range(3)] == [0, 1, 2] and len(taken) <= 8
+    with pytest.raises(ValueError, match="the third"):
+        next(results)
+    assert len(taken) <= 8 and torch.get_num_threads() == 2

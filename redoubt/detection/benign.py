@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from redoubt.attacks import on_lattice
+from redoubt.detection.features import neighbours_mean
 
 BENIGN = ("clean", "float", "gaussian", "uniform", "sign", "shot", "impulse", "brightness", "contrast", "blur",
           "jpeg", "steps", "gamma", "stripes", "coarse")
@@ -81,7 +82,7 @@ def benign(kind: str, x: Tensor, *, levels: int, generator: torch.Generator, amo
 
 def blur(x: Tensor) -> Tensor:
     """The mean over 3x3 neighbours, edges repeated: [N, C, S, S] -> [N, C, S, S]."""
-    return F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return neighbours_mean(F.pad(x, (1, 1, 1, 1), mode="replicate"))
 
 
 def fewer_steps(x: Tensor, steps: Tensor) -> Tensor:

@@ -8,23 +8,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from redoubt.compute import side_by_side
 from redoubt.detection.benign import BENIGN, NOISE
-from redoubt.detection.bounds import wider
 from redoubt.detection.changes import Changes
 from redoubt.detection.detector import Detector, Settings
-from redoubt.detection.drawn import drawn
-from redoubt.detection.features import features
-from redoubt.detection.flagged import flagged_blocks, flagged_measures
-from redoubt.detection.group_calibration import calibrate_groups
-from redoubt.detection.networks import Scorer, StrengthNet, certainty
+from redoubt.detection.flagged import questions
 from redoubt.detection.probability import calibrate_probability
-from redoubt.detection.rehearsal import KINDS, Rehearsal, is_coarse, rehearse_all
-from redoubt.detection.scoring import CLEAN, RANDOM, Examples, conformal_threshold, fit_scorer, harmless, score
-from redoubt.detection.strength import ENOUGH_FLAGGED, HARMLESS, Rehearsed, calibrate, fit_strength
+from redoubt.detection.rehearsal import KINDS, rehearse_all
+from redoubt.detection.scoring import CLEAN, Examples, conformal_threshold, fit_scorer, harmless, score, scores
+from redoubt.detection.strength import ENOUGH_FLAGGED
+from redoubt.detection.strength_learning import learn_strength
 from redoubt.detection.surrogates import fit_surrogates
 from redoubt.detection.witness import Witness, bet, calibrate_witness, fit_witness
 from redoubt.errors import InvalidInput
@@ -34,7 +32,6 @@ _MORE_CLEAN = 10_000   # further clean pictures to learn from, at most
 _MEMORY = 400e6      # bytes for rehearsed pictures, and as many for harmless ones
 _LARGE = 2_000_000   # weights; beyond this each gradient on a CPU costs tens of milliseconds
 _FRESH = 16          # for so many attack blocks one is made of calibration pictures, to learn probabilities from
-_BATCH = 256         # pictures that the scorer reads at once
 _WITNESSES = 32       # flagged attacks without which the model is not asked
 _TOLD = 8            # flagged blocks in Linf without which no strength can be learned
 
@@ -155,48 +152,35 @@ def fit(
     threshold, null_rate = conformal_threshold(passed, fpr)
     few = _plans(max(2 * len(KINDS), config.blocks // _FRESH), ranges)
     fresh = practise(held_out, labels, plans=few, asks=False, seed=seed + 13).examples()
-    chances = calibrate_probability(passed - threshold, _scores(scorer, fresh) - threshold, fresh.weight)
+    chances = calibrate_probability(passed - threshold, scores(scorer, fresh) - threshold, fresh.weight)
     report("scorer")
-    attacked = _scores(scorer, rehearsal.attacked).view(rehearsal.real.shape)
+    attacked = scores(scorer, rehearsal.attacked).view(rehearsal.real.shape)
     usable = rehearsal.real & (attacked > threshold)
     _check_told(usable[rehearsal.norm == 0], len(x), ranges[0])
-    sight = _widened(rehearsal, attacked, usable, changes, scorer, threshold, times=config.moved, seed=seed)
     flagged = rehearsal.asked[usable[:, : rehearsal.asked.shape[1]]] if len(rehearsal.asked) else rehearsal.asked
     asks = len(flagged) >= _WITNESSES
     # What noise is good for, the model says; pixels speak for or against what it cannot know.
     kinds = [kind for kind in BENIGN if not asks or kind not in NOISE]
-    kept = flagged_blocks(x, levels, kinds, judge, threshold, seed, count=max(4 * len(kinds), config.blocks // 4),
-                          size=config.block_size * (1 + config.moved))
-    net = _untaught(rehearsal, kept[0], seed)
-    blocks = _blocks(net, rehearsal, sight, *kept, len(kinds))
-    suspects = _suspects(net, scorer, changed.rows(changed.weight > RANDOM))
-    learned = blocks
-    if config.drawn:
-        learned = _joined(blocks, _judged_drawn(
-            twin, scorer, threshold, net, x, blocks=config.drawn, size=blocks.usable.shape[1], epsilon=ranges[0],
-            levels=levels, seed=seed + 31))
-    fit_strength(net, learned, suspects, seed=seed, steps=config.strength_steps)
-    seen = blocks.first(config.block_size)   # what serving meets; the others only widen bounds
-    quantiles, l2_logit, harmless_logit = calibrate(net, seen, suspects, seed=seed)
-    quantiles = wider(quantiles, calibrate(net, blocks, suspects, seed=seed)[0]) if config.moved else quantiles
-    apart, attack_logit = calibrate_groups(net, seen, suspects, levels=levels, seed=seed)
-    report("strength")
+    learn = partial(learn_strength, twin, scorer, threshold, x, rehearsal, attacked, usable, changes, changed,
+                    kinds=kinds, epsilon=ranges[0], levels=levels, config=config, seed=seed)
+    asked = [questions(twin, part, levels, judge, threshold, seed + index, most=config.noise)
+             for index, part in enumerate((x, held_out)) if asks]
+    told, *answers = side_by_side(chain([learn], *asked), device)   # neither waits for the other
     witness, power = Witness(), {}
     if asks:
-        noise = [flagged_measures(twin, part, levels, judge, threshold, seed + index, most=config.noise)
-                 for index, part in enumerate((x, held_out))]
-        witness, power = _witness(flagged, *noise, seed)
-    report("witness")
+        half = len(answers) // 2
+        witness, power = _witness(flagged, dict(answers[:half]), dict(answers[half:]), seed)
+    report("strength and evidence")
     settings = Settings(
         channels=x.shape[1], levels=levels, fpr=fpr, threshold=threshold, null_rate=null_rate,
-        calibrated_on=len(held_out), chances=chances, l2_logit=l2_logit, harmless_logit=harmless_logit,
-        attack_logit=attack_logit, apart=apart, quantiles=quantiles.tolist(),
+        calibrated_on=len(held_out), chances=chances, l2_logit=told.l2_logit, harmless_logit=told.harmless_logit,
+        attack_logit=told.attack_logit, apart=told.apart, quantiles=told.quantiles.tolist(),
         lowest=[least for least, _ in ranges], highest=[most for _, most in ranges],
         asks=asks,
-        fitted={"seed": seed, "pictures": len(x), "blocks": len(blocks.norm), "seconds": report.seconds,
+        fitted={"seed": seed, "pictures": len(x), "blocks": told.blocks, "seconds": report.seconds,
                 "witness": power},
     )
-    return Detector(twin, scorer, net, witness, settings)
+    return Detector(twin, scorer, told.net, witness, settings)
 
 
 def _plans(blocks: int, ranges) -> tuple:
@@ -254,91 +238,3 @@ def _check_told(usable: Tensor, pictures: int, epsilon: tuple[float, float]) -> 
             f"of {len(usable)} rehearsed attacks in Linf, epsilon {epsilon[0]:.3g} to {epsilon[1]:.3g}, the detector "
             f"tells {told} from clean pictures, and needs {_TOLD} to learn strength from: rehearse stronger ones, or "
             f"give more pictures than these {pictures}, and such as are not noise themselves")
-
-
-def _untaught(rehearsal: Rehearsal, kept: Tensor, seed: int) -> StrengthNet:
-    """A network that knows what features are usual, and nothing else."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = StrengthNet(kept.shape[-1]).to(kept.device)
-    usual = torch.cat([rehearsal.seen[rehearsal.real], kept.flatten(0, 1)])
-    net.mean.copy_(usual.mean(0))
-    net.scale.copy_(usual.std(0) + 0.02)
-    return net
-
-
-@torch.no_grad()
-def _widened(rehearsal: Rehearsal, logits: Tensor, usable: Tensor, changes: Changes, scorer: Scorer, threshold: float,
-             *, times: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Attack blocks as they were seen, and in each behind them its changes again on other pictures, `times` over.
-
-    Returns:
-        Features [B, n (1 + times), F], logits and which are usable, both [B, n (1 + times)].
-    """
-    size, generator = rehearsal.real.shape[1], torch.Generator().manual_seed(seed + 17)
-    parts = [(rehearsal.seen, logits, usable)]
-    for _ in range(times):
-        seen, scores = [], []
-        for x, sure, kept in changes.again(max(1, _BATCH // size) * size, generator):
-            seen.append(features(x).unflatten(0, (-1, size)))
-            scores.append(torch.where(kept, scorer(x, sure), -torch.inf).view(-1, size))
-        scores = torch.cat(scores)
-        usable = rehearsal.real & (scores > threshold)
-        parts.append((torch.cat(seen), scores.masked_fill(~usable, 0.0), usable))
-    return tuple(torch.cat(part, 1) for part in zip(*parts, strict=True))
-
-
-@torch.no_grad()
-def _blocks(net: StrengthNet, rehearsal: Rehearsal, sight: tuple[Tensor, Tensor, Tensor], kept: Tensor, logits: Tensor,
-            kinds: int) -> Rehearsed:
-    """Attack blocks with their logits, of which usable inputs count, and the harmless ones `kept`, of which all do.
-
-    Args:
-        sight: features, logits and which inputs are usable, of attack blocks.
-    """
-    seen, attacked, usable = sight
-    kind = torch.arange(len(kept), device=kept.device) % kinds
-    return Rehearsed(
-        inputs=torch.cat([net.inputs(seen, attacked), net.inputs(kept, logits)]),
-        usable=torch.cat([usable, torch.ones_like(logits, dtype=torch.bool)]),
-        log_epsilon=torch.cat([rehearsal.log_epsilon, torch.zeros_like(logits[:, 0])]),
-        norm=torch.cat([rehearsal.norm, torch.full_like(kind, HARMLESS)]),
-        kind=torch.cat([rehearsal.kind, kind]),
-        coarse=torch.cat([rehearsal.coarse, torch.zeros_like(kind, dtype=torch.bool)]),
-    )
-
-
-@torch.no_grad()
-def _judged_drawn(model: nn.Module, scorer: Scorer, threshold: float, net: StrengthNet, x: Tensor, **plan) -> Rehearsed:
-    """Blocks under attacks along random fields, as `drawn` makes them from `x` by the `plan`.
-
-    They are called the first kind, which means nothing: no bound is taken from them.
-    """
-    inputs, usable, logs, coarse = [], [], [], []
-    for changed, clean, strength in drawn(x, **plan):
-        logit = scorer(changed, certainty(model(changed).softmax(1)))
-        usable.append(logit > threshold)
-        inputs.append(net.inputs(features(changed), logit))
-        logs.append(math.log(strength))
-        coarse.append(is_coarse(changed - clean))
-    zeros = torch.zeros(len(logs), dtype=torch.long, device=x.device)
-    return Rehearsed(inputs=torch.stack(inputs), usable=torch.stack(usable), norm=zeros, kind=zeros,
-                     log_epsilon=torch.tensor(logs, device=x.device), coarse=torch.tensor(coarse, device=x.device))
-
-
-def _joined(one: Rehearsed, other: Rehearsed) -> Rehearsed:
-    return Rehearsed(**{name: torch.cat([value, getattr(other, name)]) for name, value in vars(one).items()})
-
-
-@torch.no_grad()
-def _suspects(net: StrengthNet, scorer: Scorer, changed: Examples) -> Tensor:
-    """Inputs of the fiftieth of clean and mildly changed pictures that score highest: normal false alarms."""
-    logits = _scores(scorer, changed)
-    worst = logits.argsort(descending=True)[: max(16, len(logits) // 50)]
-    return net.inputs(torch.cat([features(part.float()) for part in changed.x[worst].split(512)]), logits[worst])
-
-
-@torch.no_grad()
-def _scores(scorer: Scorer, examples: Examples) -> Tensor:
-    parts = zip(examples.x.split(_BATCH), examples.sure.split(_BATCH), strict=True)
-    return torch.cat([scorer(x.float(), sure) for x, sure in parts])

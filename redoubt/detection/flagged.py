@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -42,12 +43,15 @@ def flagged_blocks(
     return torch.stack(seen), torch.stack(logits)
 
 
-def flagged_measures(model, x: Tensor, levels: int, judge: Judge, threshold: float, seed: int, *, most: int) -> dict:
-    """`measures.measures` by kind, amount and whether the noise is a fixed pattern: of the flagged, or the most
-    suspicious sixth.
+def questions(
+    model, x: Tensor, levels: int, judge: Judge, threshold: float, seed: int, *, most: int
+) -> Iterator[Callable[[], tuple[tuple, Tensor]]]:
+    """What the model is asked about harmless changes, to be called in any order.
 
-    What the same pattern does to many pictures does not average out over them: what one wins, a whole campaign wins. So
-    there are many patterns, each of few pictures and of an amount of its own.
+    Each gives a kind, its amount and whether the noise is a fixed pattern, and `measures.measures` of the flagged
+    pictures under it, or of the most suspicious sixth. What the same pattern does to many pictures does not average out
+    over them: what one wins, a whole campaign wins. So there are many patterns, each of few pictures and of an amount
+    of its own.
 
     Args:
         most: pictures under each kind and amount; the model is asked about half of them at most.
@@ -58,11 +62,14 @@ def flagged_measures(model, x: Tensor, levels: int, judge: Judge, threshold: flo
     for kind, usual in _PATTERNS.items():
         count, each = math.ceil(usual * min(1, most / _USUAL)), min(most, _USUAL, len(x))   # repeats would be the same
         plan += [(kind, least + (largest - least) * (i + 1) / count, True, each) for i in range(count)]
-    dice, found = Dice(seed + 11), {}
+    dice = Dice(seed + 11)
     for kind, amount, fixed, n in plan:
         rows = dice.rows(len(x), n).to(x.device)
         changed = benign(kind, x[rows], levels=levels, generator=dice.generator, amount=amount, fixed=fixed)
-        logit = judge(changed)
-        worst = logit.topk(max(n // 6, int((logit > threshold).sum()))).indices
-        found[kind, amount, fixed] = measured(model, changed[worst[: n // 2]])
-    return found
+        yield partial(_answer, (kind, amount, fixed), changed, model, judge, threshold)
+
+
+def _answer(key: tuple, changed: Tensor, model, judge: Judge, threshold: float) -> tuple[tuple, Tensor]:
+    n, logit = len(changed), judge(changed)
+    worst = logit.topk(max(n // 6, int((logit > threshold).sum()))).indices
+    return key, measured(model, changed[worst[: n // 2]])

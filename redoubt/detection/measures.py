@@ -8,7 +8,8 @@ edges; and on a plain background, black or white, whatever differs a little from
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,12 @@ def measures(model: nn.Module, x: Tensor) -> Tensor:
 
 def measured(model: nn.Module, x: Tensor) -> Tensor:
     """`measures` of any number of pictures, in parts: each picture is tried in twenty ways, all of a part at once."""
-    return torch.cat([measures(model, part) for part in x.split(_PART)])
+    return torch.cat([ask() for ask in asking(model, x)])
+
+
+def asking(model: nn.Module, x: Tensor) -> list[Callable[[], Tensor]]:
+    """The parts of `measured`, to be called in any order."""
+    return [partial(measures, model, part) for part in x.split(_PART)]
 
 
 def _smooths(x: Tensor) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from redoubt.detection.features import neighbours_median
+from redoubt.detection.features import neighbours_mean, neighbours_median
 
 PIXELS = 62     # numbers of pixel evidence kept for each input: a learned projection and, last, the squashed score
 CERTAINTY = 3   # numbers in `certainty`
@@ -77,7 +77,7 @@ def _maps(x: Tensor) -> Tensor:
     To the median of four neighbours, to the mean of nine pixels, and to the nearer of black and white.
     """
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    maps = torch.cat([x - neighbours_median(padded), x - F.avg_pool2d(padded, 3, 1), torch.minimum(x, 1 - x)], 1)
+    maps = torch.cat([x - neighbours_median(padded), x - neighbours_mean(padded), torch.minimum(x, 1 - x)], 1)
     return maps.sign() * ((maps.abs() + 0.01).sqrt() - 0.1)
 
 

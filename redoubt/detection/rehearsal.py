@@ -7,22 +7,27 @@ a campaign looks like from the receiving end. The training traffic never enters;
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, count
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from redoubt.attacks import fgsm, momentum_pgd, on_lattice, pgd, shaped
+from redoubt.compute import side_by_side
 from redoubt.detection.benign import blur
 from redoubt.detection.features import features
-from redoubt.detection.measures import MEASURES, measured
+from redoubt.detection.measures import MEASURES, asking
 from redoubt.detection.scoring import NEAR, Examples
 from redoubt.threat import ThreatModel
 from redoubt.training.loop import use_bfloat16
 
 ASKED, MANY = 2, 1000   # inputs of each attack block that the model is asked about; twice as many of fewer blocks
 KINDS = ("fgsm", "step", "pgd", "climb", "momentum", "transfer", "smooth", "cells")
+Attack = Callable[[Tensor, Tensor], Tensor]   # pictures and labels to adversarial ones
 _SMOOTH = 0.85   # of a change's length is left by the mean over 3 x 3 pixels, then it counts as coarse
 
 
@@ -74,8 +79,8 @@ class Dice:
 def rehearse(
     model: nn.Module, surrogates: Sequence[nn.Module], x: Tensor, y: Tensor, *, blocks: int, size: int, levels: int,
     norm: str, epsilon: tuple[float, float], seed: int,
-) -> Iterator[Block]:
-    """Attack blocks, the kinds taking turns and each setting drawn at random.
+) -> Iterator[Callable[[], Block]]:
+    """Attack blocks, the kinds taking turns and each setting drawn at random; a block is made when it is called.
 
     Args:
         model, surrogates: in eval mode; `transfer` asks one of the surrogates alone.
@@ -88,20 +93,24 @@ def rehearse(
     low, high = math.log(epsilon[0]), math.log(epsilon[1])
     # Even coverage beats independent draws with so few blocks: one stratum of epsilon a block, in random order.
     strata = torch.randperm(blocks, generator=dice.generator)
-    precision = torch.autocast(x.device.type, torch.bfloat16, enabled=use_bfloat16("auto", x.device))
     for i in range(blocks):
         kind = KINDS[i % len(KINDS)]
         value = math.exp(low + (high - low) * (strata[i].item() + dice.uniform(0, 1)) / blocks)
         threat = ThreatModel(norm, value)
         rows = dice.rows(len(x), size).to(x.device)
-        with precision:
-            x_adv = _attack(kind, model, surrogates, x[rows], y[rows], threat, dice)
-        stored, strength = dice.chance(0.75), value
-        if stored:
-            x_adv = on_lattice(x_adv, levels)
-            strength = max(1, round(value * levels)) / levels if norm == "Linf" else value
-        yield Block(x=x_adv.float(), clean=x[rows], rows=rows, threat=threat, stored=stored, strength=strength,
-                    kind=kind)
+        attack = _attack(kind, model, surrogates, threat, x, dice)
+        yield partial(_block, attack, x, y, rows, kind, threat, dice.chance(0.75), levels)
+
+
+def _block(attack: Attack, x: Tensor, y: Tensor, rows: Tensor, kind: str, threat: ThreatModel, stored: bool,
+           levels: int) -> Block:
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=use_bfloat16("auto", x.device)):
+        x_adv = attack(x[rows], y[rows])
+    strength = threat.epsilon
+    if stored:
+        x_adv = on_lattice(x_adv, levels)
+        strength = max(1, round(strength * levels)) / levels if threat.norm == "Linf" else strength
+    return Block(x=x_adv.float(), clean=x[rows], rows=rows, threat=threat, stored=stored, strength=strength, kind=kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,30 +161,61 @@ def rehearse_all(
         size: pictures in a block.
         asks: whether to take the model's `measures`.
     """
-    seen, attacked, near, rows, asked, real, facts = [], [], [], [], [], [], []
     most = ASKED * (1 if sum(blocks for _, blocks, _ in plans) >= MANY else 2)
-    for index, (norm, blocks, epsilon) in enumerate(plans):
-        for block in rehearse(model, surrogates, x, y, blocks=blocks, size=size, levels=levels, norm=norm,
-                              epsilon=epsilon, seed=seed + index):
-            seen.append(features(block.x))
-            attacked.append(Examples.of(model, block.x, 1.0))
-            rows.append(block.rows)
-            asked.append(block.x[:most])
-            # A saturated softmax has no gradient: such an input stays as it was and is no attack.
-            real.append(block.threat.size(block.x - block.clean) > 0.4 * block.threat.epsilon)
-            change = (block.x - block.clean)[real[-1]]
-            facts.append((math.log(block.strength), index, KINDS.index(block.kind), is_coarse(change), block.stored))
-            if norm == "L2" or len(facts) % 2:
-                crossed = across(model, block, inside=len(near) % 2 == 1)
-                sent = on_lattice(crossed, levels) if len(near) % 5 else crossed   # four in five, as most that is sent
-                near.append(Examples.of(model, sent, NEAR))
-    logs, norms, kinds, coarse, stored = zip(*facts, strict=True)
+    norms = [index for index, (_, blocks, _) in enumerate(plans) for _ in range(blocks)]
+    makers = chain.from_iterable(
+        rehearse(model, surrogates, x, y, blocks=blocks, size=size, levels=levels, norm=norm, epsilon=epsilon,
+                 seed=seed + index) for index, (norm, blocks, epsilon) in enumerate(plans))
+    turns = _turns(plans)
+    tasks = (partial(_tried, model, make, turn, levels, most) for make, turn in zip(makers, turns, strict=True))
+    parts = list(side_by_side(tasks, x.device))
+    asked = torch.cat([part.asked for part in parts])
+    answers = list(side_by_side(asking(model, asked), x.device)) if asks else []
+    logs, kinds, coarse, stored = zip(*(part.facts for part in parts), strict=True)
     return Rehearsal(
-        seen=torch.stack(seen), attacked=Examples.joined(attacked), near=Examples.joined(near),
-        rows=torch.stack(rows), real=torch.stack(real), log_epsilon=torch.tensor(logs, device=x.device),
-        norm=torch.tensor(norms, device=x.device), kind=torch.tensor(kinds, device=x.device),
-        coarse=torch.tensor(coarse, device=x.device), stored=torch.tensor(stored, device=x.device),
-        asked=measured(model, torch.cat(asked)).unflatten(0, (len(asked), -1)) if asks else x.new_zeros(0, 0, MEASURES),
+        seen=torch.stack([part.seen for part in parts]), attacked=Examples.joined([part.attacked for part in parts]),
+        near=Examples.joined([part.near for part in parts if part.near]),
+        rows=torch.stack([part.rows for part in parts]), real=torch.stack([part.real for part in parts]),
+        log_epsilon=torch.tensor(logs, device=x.device), norm=torch.tensor(norms, device=x.device),
+        kind=torch.tensor(kinds, device=x.device), coarse=torch.tensor(coarse, device=x.device),
+        stored=torch.tensor(stored, device=x.device),
+        asked=torch.cat(answers).unflatten(0, (len(parts), -1)) if asks else x.new_zeros(0, 0, MEASURES),
+    )
+
+
+class _Tried(NamedTuple):
+    """One block, as `Rehearsal` keeps it."""
+
+    seen: Tensor
+    attacked: Examples
+    near: Examples | None
+    rows: Tensor
+    real: Tensor
+    asked: Tensor   # the pictures that the model is to be asked about
+    facts: tuple[float, int, bool, bool]
+
+
+def _turns(plans) -> Iterator[int | None]:
+    """For each block which of those it is that are taken across a boundary; None if it is not: each in L2, of the
+    others every second."""
+    near = count()
+    for i, norm in enumerate(norm for norm, blocks, _ in plans for _ in range(blocks)):
+        yield next(near) if norm == "L2" or i % 2 == 0 else None
+
+
+def _tried(model: nn.Module, make: Callable[[], Block], turn: int | None, levels: int, most: int) -> _Tried:
+    block, near = make(), None
+    change = block.x - block.clean
+    # A saturated softmax has no gradient: such an input stays as it was and is no attack.
+    real = block.threat.size(change) > 0.4 * block.threat.epsilon
+    if turn is not None:
+        crossed = across(model, block, inside=turn % 2 == 1)
+        sent = on_lattice(crossed, levels) if turn % 5 else crossed   # four in five, as most that is sent
+        near = Examples.of(model, sent, NEAR)
+    return _Tried(
+        seen=features(block.x), attacked=Examples.of(model, block.x, 1.0), near=near, rows=block.rows, real=real,
+        asked=block.x[:most],
+        facts=(math.log(block.strength), KINDS.index(block.kind), is_coarse(change[real]), block.stored),
     )
 
 
@@ -185,7 +225,7 @@ def is_coarse(change: Tensor) -> bool:
     return len(left) > 0 and left.median().item() > _SMOOTH
 
 
-def _attack(kind: str, model, surrogates, x: Tensor, y: Tensor, threat: ThreatModel, dice: Dice) -> Tensor:
+def _attack(kind: str, model, surrogates, threat: ThreatModel, x: Tensor, dice: Dice) -> Attack:
     """One attack with its own setting drawn; steps lie in 1..20 and step lengths in 0.5..3 epsilon / steps.
 
     Half of the transferred ones go through a smoothed gradient, too: attackers do that to get across.
@@ -203,21 +243,23 @@ def _attack(kind: str, model, surrogates, x: Tensor, y: Tensor, threat: ThreatMo
         corner = int(dice.uniform(0, side)), int(dice.uniform(0, side))
         model, kind = shaped.through(model, shaped.cells(side, corner)), "shaped"
     if kind == "fgsm":
-        return fgsm(model, x, y, threat)
+        return partial(fgsm, model, threat=threat)
     if kind == "step":
-        return pgd(model, x, y, threat, steps=1, alpha=dice.uniform(0.75, 1.5) * threat.epsilon, generator=noise)
+        alpha = dice.uniform(0.75, 1.5) * threat.epsilon
+        return partial(pgd, model, threat=threat, steps=1, alpha=alpha, generator=noise)
     if kind == "momentum":
         steps, start = round(dice.log_uniform(3, 15)), dice.chance(0.3)
         alpha = dice.uniform(1, 1.5) * threat.epsilon / steps
-        return momentum_pgd(model, x, y, threat, steps=steps, alpha=alpha, random_start=start, generator=noise)
+        return partial(momentum_pgd, model, threat=threat, steps=steps, alpha=alpha, random_start=start,
+                       generator=noise)
     low, high = {"climb": (7, 20.5), "shaped": (1, 12)}.get(kind, (2, 10))
     steps = round(dice.log_uniform(low, high))
     alpha = dice.log_uniform(0.5, 3) * threat.epsilon / steps
     if kind == "shaped":   # no start between: its noise would be the only fine detail
         alpha = max(alpha, 1.01 * threat.epsilon / steps)
-        return pgd(model, x, y, threat, steps=steps, alpha=alpha, random_start=False)
+        return partial(pgd, model, threat=threat, steps=steps, alpha=alpha, random_start=False)
     start = dice.chance(0.7) or alpha * steps < threat.epsilon
-    return pgd(model, x, y, threat, steps=steps, alpha=alpha, random_start=start, generator=noise)
+    return partial(pgd, model, threat=threat, steps=steps, alpha=alpha, random_start=start, generator=noise)
 
 
 def _smoothed(model: nn.Module, dice: Dice) -> nn.Module:

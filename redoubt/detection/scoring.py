@@ -17,7 +17,8 @@ CONFIDENCE = 0.99    # of the bound of the realised false-positive rate
 CLEAN, FLOAT, CHANGED, RANDOM = 4.0, 1.0, 0.3, 0.01   # what one picture of each sort weighs
 NEAR = 0.35          # the same of one that lies just across a boundary, where an attack weighs 1
 _STRUCTURED = ("stripes", "coarse")   # noise with the texture of black-box search: scored as it comes
-_RATE, _DECAY, _BATCH = 3e-3, 0.05, 256
+_RATE, _DECAY = 3e-3, 0.05
+BATCH = 256          # pictures that the scorer reads at once
 _SEEN, _PAIRS = 160, 80   # a step learns from so many pictures as they were made, and so many pairs beside them
 
 
@@ -50,13 +51,20 @@ class Examples:
 @torch.no_grad()
 def answers(model: nn.Module, x: Tensor) -> Tensor:
     """How sure the model is of each picture: [N, C, S, S] to [N, CERTAINTY]."""
-    return torch.cat([certainty(model(part).float().softmax(1)) for part in x.split(_BATCH)])
+    return torch.cat([certainty(model(part).float().softmax(1)) for part in x.split(BATCH)])
 
 
 @torch.no_grad()
 def score(scorer: Scorer, model: nn.Module, x: Tensor) -> Tensor:
     """The scorer's logits of pictures [N, C, S, S]: [N]."""
-    return torch.cat([scorer(part, certainty(model(part).float().softmax(1))) for part in x.split(_BATCH)])
+    return torch.cat([scorer(part, certainty(model(part).float().softmax(1))) for part in x.split(BATCH)])
+
+
+@torch.no_grad()
+def scores(scorer: Scorer, examples: Examples) -> Tensor:
+    """The same of examples."""
+    parts = zip(examples.x.split(BATCH), examples.sure.split(BATCH), strict=True)
+    return torch.cat([scorer(x.float(), sure) for x, sure in parts])
 
 
 def harmless(model: nn.Module, x: Tensor, *, levels: int, most: int, generator: torch.Generator) -> Examples:

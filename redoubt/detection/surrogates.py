@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from redoubt.compute import side_by_side
 
 
 def fit_surrogates(model: nn.Module, x: Tensor, *, seed: int, epochs: int = 8) -> tuple[nn.Module, ...]:
@@ -27,7 +30,8 @@ def fit_surrogates(model: nn.Module, x: Tensor, *, seed: int, epochs: int = 8) -
                 nn.Conv2d(24, 48, 3, padding=1), nn.GELU(), nn.AvgPool2d(2, ceil_mode=True), nn.Flatten(),
                 nn.Linear(wide, target.shape[1])),
         ]
-    return tuple(_copied(net.to(x.device, memory_format=torch.channels_last), x, target, seed, epochs) for net in nets)
+    nets = [net.to(x.device, memory_format=torch.channels_last) for net in nets]
+    return tuple(side_by_side((partial(_copied, net, x, target, seed, epochs) for net in nets), x.device))
 
 
 def _copied(net: nn.Module, x: Tensor, target: Tensor, seed: int, epochs: int) -> nn.Module:

@@ -181,7 +181,7 @@ def test_fitting_is_repeatable_and_leaves_the_model_alone(digits, digits_model):
     assert one.settings.threshold == two.settings.threshold
     assert model.training and all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
-    assert [row["step"] for row in steps] == ["surrogates", "rehearsal", "scorer", "strength", "witness"]
+    assert [row["step"] for row in steps] == ["surrogates", "rehearsal", "scorer", "strength and evidence"]
 
 
 @pytest.mark.parametrize(("moved", "drawn"), [(0, 0), (2, 0), (1, 9)])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from redoubt.detection.benign import BENIGN, NOISE, benign, fewer_steps, jpeg
-from redoubt.detection.features import NARROW, WIDE, feature_count, features
+from redoubt.detection.features import NARROW, WIDE, feature_count, features, neighbours_mean
 from redoubt.detection.rehearsal import KINDS, rehearse
 from redoubt.detection.surrogates import fit_surrogates
 
@@ -52,6 +52,16 @@ def test_pixel_values_land_in_the_bin_of_their_logarithm():
     torch.testing.assert_close(share, expected, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 9, 9), (2, 3, 34, 30)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_mean_of_nine_pixels_is_that_of_torch_to_the_last_bit(shape, layout):
+    x = torch.rand(shape).contiguous(memory_format=layout).requires_grad_()
+    mean, expected = neighbours_mean(x), torch.nn.functional.avg_pool2d(x, 3, 1)
+    assert torch.equal(mean, expected) and mean.stride() == expected.stride()
+    gradients = [torch.autograd.grad(part.square().sum(), x)[0] for part in (mean, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_features_ignore_the_order_of_the_batch_and_accept_nothing():
     x = torch.rand(5, 1, 8, 8)
     torch.testing.assert_close(features(x.flip(0)), features(x).flip(0))
@@ -62,8 +72,9 @@ def test_features_ignore_the_order_of_the_batch_and_accept_nothing():
 def test_rehearsed_attacks_stay_inside_their_threat_model(digits, digits_model, norm):
     x, y = digits.tensors("detector_fit")
     surrogates = fit_surrogates(digits_model, x, seed=0, epochs=2)
-    blocks = list(rehearse(digits_model, surrogates, x, y, blocks=24, size=8, levels=16, norm=norm,
-                           epsilon=(0.05, 0.3), seed=0))
+    makers = rehearse(digits_model, surrogates, x, y, blocks=24, size=8, levels=16, norm=norm, epsilon=(0.05, 0.3),
+                      seed=0)
+    blocks = [make() for make in makers]
     assert {block.kind for block in blocks} == set(KINDS)
     rounded = 0
     for block in blocks:

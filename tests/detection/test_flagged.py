@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from redoubt.detection.benign import BENIGN
-from redoubt.detection.flagged import flagged_measures
+from redoubt.detection.flagged import questions
 from redoubt.detection.measures import MEASURES
 
 
@@ -20,7 +20,8 @@ def asked(n: int, most: int) -> tuple[dict, list[torch.Tensor]]:
         return torch.full((len(x),), -1.0)
 
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 3)).requires_grad_(False)
-    return flagged_measures(model, torch.full((n, 1, 16, 16), 0.5), 65535, judge, 0.0, 0, most=most), judged
+    asked = questions(model, torch.full((n, 1, 16, 16), 0.5), 65535, judge, 0.0, 0, most=most)
+    return dict(ask() for ask in asked), judged
 
 
 @pytest.mark.parametrize(("most", "patterns"), [(96, 88), (32, 30)])

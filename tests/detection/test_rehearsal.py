@@ -58,8 +58,9 @@ def test_the_strength_that_arrives_is_told_apart_from_the_one_that_was_set(digit
     x, y = digits.tensors("detector_fit")
     surrogates, seen = fit_surrogates(digits_model, x, seed=0, epochs=2), set()
     span = (0.05, 0.4) if norm == "Linf" else (0.4, 1.2)
-    for block in rehearse(digits_model, surrogates, x, y, blocks=64, size=16, levels=LEVELS, norm=norm, epsilon=span,
-                          seed=1):
+    for make in rehearse(digits_model, surrogates, x, y, blocks=64, size=16, levels=LEVELS, norm=norm, epsilon=span,
+                         seed=1):
+        block = make()
         assert torch.equal(block.clean, x[block.rows])
         stored = bool(((block.x - on_lattice(block.x, LEVELS)).abs().max() < 1e-6).item())
         assert block.stored or not stored
@@ -84,6 +85,24 @@ def test_what_arrived_is_what_strength_is_learned_from(digits, digits_model):
     assert torch.equal(whole[linf], made.stored[linf]) and not whole[~linf].any()
     size = (sent - x[made.rows]).abs().flatten(1).amax(1) * LEVELS   # the largest change of any pixel
     assert bool((size <= steps + 0.01)[linf].all()) and (size / steps)[linf].median().item() > 0.98
+
+
+def test_more_threads_rehearse_the_same(digits, digits_model):
+    x, y = digits.tensors("detector_fit")
+    plans = (("Linf", 16, (0.05, 0.45)), ("L2", 8, (0.5, 1.2)))
+    surrogates = fit_surrogates(digits_model, x, seed=0, epochs=1)
+    before, made = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):   # each task computes with one of them
+            torch.set_num_threads(count)
+            made.append(rehearse_all(digits_model, surrogates, x, y, plans=plans, size=8, levels=LEVELS, asks=True,
+                                     seed=5))
+    finally:
+        torch.set_num_threads(before)
+    for name in ("seen", "rows", "real", "log_epsilon", "norm", "kind", "coarse", "stored", "asked"):
+        assert torch.equal(getattr(made[0], name), getattr(made[1], name)), name
+    for name in ("attacked", "near"):
+        assert torch.equal(getattr(made[0], name).x, getattr(made[1], name).x), name
 
 
 def test_what_stretches_over_many_pixels_is_called_coarse():

@@ -13,7 +13,7 @@ from torch import nn
 
 from redoubt.attacks import on_lattice, pgd
 from redoubt.detection import Budget, decide, fit, witness
-from redoubt.detection.flagged import flagged_measures
+from redoubt.detection.flagged import questions
 from redoubt.detection.measures import MEASURES, measures
 from redoubt.detection.networks import PIXELS
 from redoubt.detection.witness import RISK, Witness, bet, calibrate_witness, fit_witness
@@ -32,10 +32,10 @@ def digits_detector(digits, digits_model, small, seeds):
 
     def watched(model, x, levels, judge, threshold, seed, **settings):
         seeds.append(seed)
-        return flagged_measures(model, x, levels, judge, threshold, seed, **settings)
+        return questions(model, x, levels, judge, threshold, seed, **settings)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["redoubt.detection.fit"], "flagged_measures", watched)
+        patch.setattr(sys.modules["redoubt.detection.fit"], "questions", watched)
         return fit(digits_model, digits.tensors("detector_fit"), digits.tensors("calibration"), levels=16,
                    config=replace(small, smallest=8))
 
