@@ -52,9 +52,9 @@ def fitted(of: Subject, seed: int) -> Detector:
 
 def briefly(of: Subject, seed: int) -> Detector:
     """A detector fitted with less than the pipeline takes, for the small version."""
-    config = FitConfig(blocks=300, score_steps=400, strength_steps=700, noise=64)
+    config = FitConfig(blocks=240, score_steps=300, strength_steps=500, noise=32)
     return fit(of.model, of.data.tensors("detector_fit"), of.data.tensors("calibration"), levels=of.data.levels,
-               further=of.data.tensors("train", 10_000), seed=seed, config=config)
+               further=of.data.tensors("train", 4_000), seed=seed, config=config)
 
 
 def auroc(clean: Tensor, attacked: Tensor) -> float:
@@ -216,8 +216,8 @@ def main() -> int:
     )
     args.quick_attacks = ()
     if args.quick:
-        args.n, args.campaigns, args.quick_attacks = 64, 20, ("momentum", "transfer")
-        args.datasets, args.champions = ["photo-patches"], ["undefended"]
+        args.n, args.campaigns, args.quick_attacks = 64, 20, ("momentum", "square")
+        args.datasets, args.champions = ["fashion-mnist"], ["undefended"]
     report = Report(args, f"Detection of attacks that were not rehearsed, compact-cnn, n = {args.n} a cell")
     for of in subjects(args.datasets, args.champions, args.seed, args.data_dir):
         measure(report, of, args)

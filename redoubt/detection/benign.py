@@ -112,17 +112,22 @@ def coarse(x: Tensor, noise: Callable) -> Tensor:
 
 
 def waves(x: Tensor, noise: Callable) -> Tensor:
-    """A wave of size about 1 across each picture, along its rows, its columns or, half of them, both: [N, 1, S, S].
+    """A wave of size about 1 across each picture, in any direction: [N, 1, S, S].
 
-    Three in five turn with each pixel, which makes checkers of those along both; the others have a period of up to half
-    of the picture. Half of them are square.
+    Along its rows, and along its columns, it turns with each pixel, or not at all, or, half of them, once in two pixels
+    to half of the picture: checkers, stripes and slanting waves. Half of them are square.
     """
     size, one = x.shape[-1], (len(x), 1, 1, 1)
-    turns = torch.where(noise(shape=one) < 0.6, 0.5, 0.5 * (4 / size) ** noise(shape=one))   # in each pixel
-    along, phase, place = noise(shape=one), noise(shape=one), torch.arange(size, device=x.device)
-    rows, columns = (along < 0.75).to(x) * place.view(-1, 1), (along >= 0.25).to(x) * place
-    # A wave of one pixel that is half a phase off would be nothing.
-    wave = (2 * math.pi * (turns * (rows + columns) + torch.where(turns == 0.5, 0.5 * (phase < 0.5), phase))).cos()
+    place, turns = torch.arange(size, device=x.device), []   # in each pixel
+    for _ in range(2):
+        which, between = noise(shape=one), 0.5 * (4 / size) ** noise(shape=one)
+        turns.append(torch.where(which < 0.3, 0.5, torch.where(which < 0.5, 0.0, between)))
+    rows, columns = turns[0], torch.where(noise(shape=one) < 0.5, turns[1], -turns[1])
+    rows = torch.where((rows == 0) & (columns == 0), 0.5, rows)
+    steep = (rows % 0.5 == 0) & (columns % 0.5 == 0)   # half a phase off, such a wave would be nothing
+    phase = noise(shape=one)
+    phase = torch.where(steep, 0.5 * (phase < 0.5), phase)
+    wave = (2 * math.pi * (rows * place.view(-1, 1) + columns * place + phase)).cos()
     wave = torch.where(noise(shape=one) < 0.5, wave, wave.sign())
     return wave / wave.abs().mean((1, 2, 3), keepdim=True)
 

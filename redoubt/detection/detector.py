@@ -35,7 +35,7 @@ from redoubt.detection.verdicts import Strength, Verdicts
 from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet
 from redoubt.errors import ArtifactError, InvalidInput
 
-FORMAT = 10
+FORMAT = 11
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 _CHUNK = 512                     # inputs looked at in one go, which bounds the memory that they take
 _FEW_LEVELS = 64                 # 8-bit budgets are whole levels, or many; half a level of 16 is a sixth of 0.2

@@ -17,7 +17,7 @@ from redoubt.compute import side_by_side
 from redoubt.detection.benign import BENIGN, NOISE
 from redoubt.detection.changes import Changes
 from redoubt.detection.detector import Detector, Settings
-from redoubt.detection.flagged import questions
+from redoubt.detection.flagged import planned, questions
 from redoubt.detection.probability import calibrate_probability
 from redoubt.detection.rehearsal import KINDS, rehearse_all
 from redoubt.detection.scoring import CLEAN, Examples, conformal_threshold, fit_scorer, harmless, score, scores
@@ -32,6 +32,7 @@ _MORE_CLEAN = 10_000   # further clean pictures to learn from, at most
 _MEMORY = 400e6      # bytes for rehearsed pictures, and as many for harmless ones
 _LARGE = 2_000_000   # weights; beyond this each gradient on a CPU costs tens of milliseconds
 _FRESH = 16          # for so many attack blocks one is made of calibration pictures, to learn probabilities from
+_SPREAD = 4          # times as many fixed patterns are learned from as calibrated with, in as many questions
 _WITNESSES = 32       # flagged attacks without which the model is not asked
 _TOLD = 8            # flagged blocks in Linf without which no strength can be learned
 
@@ -163,13 +164,14 @@ def fit(
     kinds = [kind for kind in BENIGN if not asks or kind not in NOISE]
     learn = partial(learn_strength, twin, scorer, threshold, x, rehearsal, attacked, usable, changes, changed,
                     kinds=kinds, epsilon=ranges[0], levels=levels, config=config, seed=seed)
-    asked = [questions(twin, part, levels, judge, threshold, seed + index, most=config.noise)
-             for index, part in enumerate((x, held_out)) if asks]
+    plans = [planned(config.noise, spread=_SPREAD), planned(config.noise)]
+    asked = [questions(twin, part, plan, levels, judge, threshold, seed + index)
+             for index, (part, plan) in enumerate(zip((x, held_out), plans, strict=True)) if asks]
     told, *answers = side_by_side(chain([learn], *asked), device)   # neither waits for the other
     witness, power = Witness(), {}
     if asks:
-        half = len(answers) // 2
-        witness, power = _witness(flagged, dict(answers[:half]), dict(answers[half:]), seed)
+        learned, held = answers[: len(plans[0])], answers[len(plans[0]) :]
+        witness, power = _witness(flagged, dict(learned), dict(held), seed)
     report("strength and evidence")
     settings = Settings(
         channels=x.shape[1], levels=levels, fpr=fpr, threshold=threshold, null_rate=null_rate,

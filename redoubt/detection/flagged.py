@@ -17,6 +17,8 @@ from redoubt.detection.rehearsal import Dice
 _AMOUNTS = (0.3, 0.6, 0.85, 1.1)   # of each harmless change that the model is asked about
 _EITHER_WAY = (-0.1, 0.15, 0.85, 1.1)   # the same of those that go either way from 0.5, where they change nothing
 _SIGNED = ("brightness", "contrast", "gamma")
+_TRIED = 6   # times as many pictures as are asked about are changed, for where few are flagged;
+_FLOATS = 2**23   # of large ones as many as have so many pixel values, and at least twice as many as are asked about
 # Besides, where `most` is 96 or more: fixed patterns of noise of each kind, and their amounts.
 _PATTERNS, _FIXED, _USUAL = {"sign": 8, "stripes": 24, "coarse": 24, "waves": 32}, (0.3, 1.3), 96
 Judge = Callable[[Tensor], Tensor]   # pictures to the scorer's logits
@@ -43,33 +45,49 @@ def flagged_blocks(
     return torch.stack(seen), torch.stack(logits)
 
 
-def questions(
-    model, x: Tensor, levels: int, judge: Judge, threshold: float, seed: int, *, most: int
-) -> Iterator[Callable[[], tuple[tuple, Tensor]]]:
-    """What the model is asked about harmless changes, to be called in any order.
+def planned(most: int, *, spread: int = 1) -> list[tuple[str, float, bool, int]]:
+    """What the model is to be asked about: the kind of a harmless change, its amount, whether the noise is a fixed
+    pattern, and how many pictures at most.
 
-    Each gives a kind, its amount and whether the noise is a fixed pattern, and `measures.measures` of the flagged
-    pictures under it, or of the most suspicious sixth. What the same pattern does to many pictures does not average out
-    over them: what one wins, a whole campaign wins. So there are many patterns, each of few pictures and of an amount
-    of its own.
+    What the same pattern does to many pictures does not average out over them: what one wins, a whole campaign wins. So
+    there are many patterns, each of an amount of its own.
 
     Args:
-        most: pictures under each kind and amount; the model is asked about half of them at most.
+        most: twice as many pictures as are asked about under each kind and amount; below 96 there are fewer patterns.
+        spread: so many times more patterns, each on so many times fewer pictures: to learn from, where it need not be
+            known what each wins.
     """
-    plan = [(kind, amount, False, most) for kind in BENIGN
+    plan = [(kind, amount, False, most // 2) for kind in BENIGN
             for amount in (_EITHER_WAY if kind in _SIGNED else _AMOUNTS)]
     least, largest = _FIXED
     for kind, usual in _PATTERNS.items():
-        count, each = math.ceil(usual * min(1, most / _USUAL)), min(most, _USUAL, len(x))   # repeats would be the same
+        count, each = math.ceil(usual * min(1, most / _USUAL)) * spread, min(most, _USUAL) // (2 * spread)
         plan += [(kind, least + (largest - least) * (i + 1) / count, True, each) for i in range(count)]
-    dice = Dice(seed + 11)
+    return plan
+
+
+def questions(
+    model, x: Tensor, plan: list[tuple[str, float, bool, int]], levels: int, judge: Judge, threshold: float, seed: int
+) -> Iterator[Callable[[], tuple[tuple[str, float, bool], Tensor]]]:
+    """The questions of a plan, to be called in any order.
+
+    Each gives its kind, amount and whether the noise is a fixed pattern, and `measures.measures` of flagged pictures
+    under it, or of the most suspicious where too few are flagged.
+    """
+    dice, room = Dice(seed + 11), _FLOATS // x[:1].numel()
     for kind, amount, fixed, n in plan:
-        rows = dice.rows(len(x), n).to(x.device)
+        count = min(_TRIED * n, max(2 * n, room))
+        rows = dice.rows(len(x), min(count, len(x)) if fixed else count).to(x.device)   # a repeat would be the same
         changed = benign(kind, x[rows], levels=levels, generator=dice.generator, amount=amount, fixed=fixed)
-        yield partial(_answer, (kind, amount, fixed), changed, model, judge, threshold)
+        yield partial(_answer, (kind, amount, fixed), changed, n, model, judge, threshold)
 
 
-def _answer(key: tuple, changed: Tensor, model, judge: Judge, threshold: float) -> tuple[tuple, Tensor]:
-    n, logit = len(changed), judge(changed)
-    worst = logit.topk(max(n // 6, int((logit > threshold).sum()))).indices
-    return key, measured(model, changed[worst[: n // 2]])
+def _answer(key: tuple, changed: Tensor, most: int, model, judge: Judge, threshold: float) -> tuple[tuple, Tensor]:
+    """The first `most` flagged ones are asked about, as serving does; where there are fewer, the most suspicious."""
+    logit = changed.new_zeros(0)
+    for part in changed.split(2 * most):
+        logit = torch.cat([logit, judge(part)])
+        flagged = (logit > threshold).nonzero()[:, 0]
+        if len(flagged) >= most:
+            return key, measured(model, changed[flagged[:most]])
+    return key, measured(model, changed[logit.topk(min(most, len(logit))).indices])

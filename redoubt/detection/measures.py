@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from redoubt.detection.benign import blur
 
-MEASURES = 49       # numbers in `measures`
-_PART = 24          # pictures that are tried at once, in twenty ways each
+MEASURES = 52       # numbers in `measures`
+_PART, _FLOATS = 24, 24 * 3 * 32 * 32   # pictures that are tried at once, in twenty ways each; fewer of large ones
 _REPEATED = 6       # means over neighbours until squares and waves are gone, which outlast one
 _LIKE, _REACH = 0.12, 2   # colours that differ less than this are alike, and how many pixels away they count
 _LITTLE = 0.1       # so far from black or white lies what may have been added to a plain background
+_WAVES = 8          # each real wave is two of them
 _NOTHING = 1e-5     # of a detail; far below a level of 8 bits
 
 
@@ -60,7 +61,8 @@ def measured(model: nn.Module, x: Tensor) -> Tensor:
 
 def asking(model: nn.Module, x: Tensor) -> list[Callable[[], Tensor]]:
     """The parts of `measured`, to be called in any order."""
-    return [partial(measures, model, part) for part in x.split(_PART)]
+    size = max(1, min(_PART, _FLOATS // x[:1].numel())) if len(x) else 1
+    return [partial(measures, model, part) for part in x.split(size)]
 
 
 def _smooths(x: Tensor) -> tuple[Tensor, ...]:
@@ -146,12 +148,20 @@ def _nearby(logits: Tensor, answers: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _texture(detail: Tensor) -> list[Tensor]:
-    """Size of the detail, and whether it runs in rows, in columns or in patches: what noise must be compared at."""
+    """Size of the detail, whether it runs in rows, in columns or in patches, and how much of it is few waves: what
+    noise must be compared at."""
     power = detail.square().flatten(1).mean(1).clamp_min(1e-9)
     size = detail.shape[-1]
     rows, columns = (detail.mean(axis).square().flatten(1).mean(1) * size / power for axis in (3, 2))
     near = (detail[..., 1:] * detail[..., :-1]).flatten(1).mean(1) / power
-    return [power.log() / 2, rows.clamp_max(20).log1p(), columns.clamp_max(20).log1p(), near]
+    return [power.log() / 2, rows.clamp_max(20).log1p(), columns.clamp_max(20).log1p(), near, _waving(detail)]
+
+
+def _waving(detail: Tensor) -> Tensor:
+    """The share of the detail's power in the `_WAVES` strongest of its frequencies, of which a constant is none:
+    [N, C, S, S] to [N]."""
+    power = torch.fft.fft2(detail).abs().square().sum(1).flatten(1)
+    return power[:, 1:].topk(_WAVES).values.sum(1) / power.sum(1).clamp_min(1e-9)
 
 
 def _margin(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:

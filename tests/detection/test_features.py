@@ -154,14 +154,18 @@ def test_coarse_noise_is_of_one_size_on_half_of_the_pictures():
     assert 15 < one_size.sum() < 45
 
 
-def test_waves_run_along_rows_or_columns_or_are_checkers():
-    x = torch.full((300, 1, 12, 12), 0.5)
+def test_waves_run_along_rows_or_columns_or_slant_or_are_checkers():
+    x = torch.full((1000, 1, 12, 12), 0.5)
     out = benign("waves", x, levels=65535, generator=torch.Generator().manual_seed(3), amount=0.5) - x
     rows, columns = (out.std(axis).amax((1, 2)) < 1e-4 for axis in (3, 2))
     checker = (torch.arange(12).view(-1, 1) + torch.arange(12)) % 2 * 2 - 1
     checkers = (out[:, 0] * checker).mean((1, 2)).abs() > 0.99 * out.abs().mean((1, 2, 3))
-    assert min(rows.sum(), columns.sum()) > 40 and checkers.sum() > 60 and not (rows & columns).any()
-    torch.testing.assert_close(out.abs().mean((1, 2, 3)), torch.full((300,), 0.02 * 10**0.5), rtol=0.01, atol=0)
+    assert min(rows.sum(), columns.sum()) > 120 and checkers.sum() > 70 and not (rows & columns).any()
+    power = torch.fft.rfft2(out[:, 0]).abs().square()
+    strongest = power.flatten(1).argmax(1)
+    slanting = (strongest % 7 > 0) & (strongest // 7 > 0) & ~checkers   # neither frequency is none
+    assert slanting.sum() > 300
+    torch.testing.assert_close(out.abs().mean((1, 2, 3)), torch.full((1000,), 0.02 * 10**0.5), rtol=0.01, atol=0)
 
 
 def test_a_smooth_change_shows_where_the_picture_is_made_small():

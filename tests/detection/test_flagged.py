@@ -6,55 +6,106 @@ import pytest
 import torch
 from torch import nn
 
+from redoubt.detection import flagged
 from redoubt.detection.benign import BENIGN
-from redoubt.detection.flagged import questions
+from redoubt.detection.flagged import planned, questions
 from redoubt.detection.measures import MEASURES
 
 
-def asked(n: int, most: int) -> tuple[dict, list[torch.Tensor]]:
-    """What is measured of n flat pictures, which show what was added and are not flagged; and all that was judged."""
-    judged = []
+def asked(n: int, most: int) -> tuple[dict, dict]:
+    """What is measured of n flat pictures, which show what was added and are not flagged; and what was judged. By what
+    was done to them."""
+    found, judged, parts = {}, {}, []
 
     def judge(x):
-        judged.append(x)
+        parts.append(x)
         return torch.full((len(x),), -1.0)
 
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 3)).requires_grad_(False)
-    asked = questions(model, torch.full((n, 1, 16, 16), 0.5), 65535, judge, 0.0, 0, most=most)
-    return dict(ask() for ask in asked), judged
+    for ask in questions(model, torch.full((n, 1, 16, 16), 0.5), planned(most), 65535, judge, 0.0, 0):
+        key, found_here = ask()
+        found[key], judged[key] = found_here, torch.cat(parts)
+        parts.clear()
+    return found, judged
 
 
 @pytest.mark.parametrize(("most", "patterns"), [(96, 88), (32, 30)])
 def test_the_model_is_asked_about_every_change_and_about_many_fixed_patterns(most, patterns):
-    """Nothing is flagged, so that the most suspicious sixth is asked about."""
+    """Nothing is flagged, so that the most suspicious are asked about."""
     (found, judged), level = asked(200, most), 1 / 65535
-    alike = {key: bool((part - part[:1]).abs().max() <= level) for key, part in zip(found, judged, strict=True)}
+    alike = {key: bool((part - part[:1]).abs().max() <= level) for key, part in judged.items()}
     fixed = [key for key in found if key[2]]
     assert len(fixed) == patterns and {kind for kind, *_ in found} == {*BENIGN, "waves"}
     assert all(alike[key] for key in fixed)
     usual = {kind for (kind, _, always), same in alike.items() if same and not always}
     assert usual <= {"clean", "float", "brightness", "contrast", "blur", "jpeg", "steps", "gamma"}
     assert all(one.shape[1] == MEASURES for one in found.values())
-    assert {len(one) for key, one in found.items() if not key[2]} == {most // 6}
-    assert {len(one) for key, one in found.items() if key[2]} == {min(most, 96) // 6}
+    assert {len(one) for one in found.values()} == {most // 2}
 
 
 @pytest.mark.parametrize("kind", ["sign", "stripes", "coarse"])
 def test_no_fixed_pattern_is_another_in_another_size(kind):
-    found, judged = asked(96, 96)
-    drawn = torch.stack([part[0].flatten() - 0.5 for key, part in zip(found, judged, strict=True)
+    _, judged = asked(96, 96)
+    drawn = torch.stack([part[0].flatten() - 0.5 for key, part in judged.items()
                          if key[0] == kind and key[2]])
     drawn = drawn / drawn.norm(dim=1, keepdim=True)
     assert ((drawn @ drawn.T).abs() > 0.9).sum() == len(drawn) > 1   # each like itself alone
 
 
 def test_few_pictures_are_not_repeated_under_a_fixed_pattern():
-    found, judged = asked(40, 96)
-    assert {(key[2], len(part)) for key, part in zip(found, judged, strict=True)} == {(False, 96), (True, 40)}
+    _, judged = asked(40, 96)
+    assert {(key[2], len(part)) for key, part in judged.items()} == {(False, 288), (True, 40)}
 
 
 @pytest.mark.parametrize("kind", ["brightness", "gamma"])
 def test_what_goes_either_way_is_tried_in_both(kind):
-    found, judged = asked(40, 96)
-    means = [part.mean().item() for key, part in zip(found, judged, strict=True) if key[0] == kind]
+    _, judged = asked(40, 96)
+    means = [part.mean().item() for key, part in judged.items() if key[0] == kind]
     assert min(means) < 0.35 and max(means) > 0.65
+
+
+def test_of_large_pictures_fewer_are_changed_at_a_time():
+    judged = []
+    x = torch.rand(96, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+
+    def judge(part):
+        judged.append(len(part))
+        return torch.full((len(part),), -1.0)
+
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 3)).requires_grad_(False)
+    plan = [line for line in planned(32) if line[0] == "gaussian"][:1] * 2
+    found = [ask() for ask in questions(model, x, plan, 255, judge, 0.0, 0)]
+    assert judged == [32, 32, 32] * 2 and [len(part) for _, part in found] == [16, 16]
+    judged.clear()
+    larger = torch.rand(20, 3, 512, 512, generator=torch.Generator().manual_seed(0))
+    next(questions(model, larger, plan, 255, judge, 0.0, 0))()
+    assert judged == [32], "2**23 values are ten of these pictures: twice as many as are asked about have to do"
+
+
+def test_more_patterns_are_learned_from_in_as_many_questions():
+    usual, spread = planned(96), planned(96, spread=4)
+    assert sum(n for *_, n in usual) == sum(n for *_, n in spread) == 7104
+    fixed = [[line for line in plan if line[2]] for plan in (usual, spread)]
+    assert [len(one) for one in fixed] == [88, 352]
+    assert len({(kind, amount) for kind, amount, *_ in fixed[1]}) == 352
+    assert min(amount for _, amount, *_ in fixed[1]) > 0.3 and max(amount for _, amount, *_ in fixed[1]) == 1.3
+
+
+@pytest.mark.parametrize(("line", "judged"), [(0.4, 96), (0.9, 288), (2.0, 288)])
+def test_the_first_flagged_ones_are_asked_about_and_few_more_judged_than_needed(monkeypatch, line, judged):
+    """Serving asks about the first, too, not about those that are flagged most surely."""
+    sent, told = [], []
+    monkeypatch.setattr(flagged, "measured", lambda model, x: sent.append(x) or torch.zeros(len(x), MEASURES))
+
+    def judge(x):
+        told.append(x)
+        return x.mean((1, 2, 3)) - line
+
+    x = torch.linspace(0, 1, 2000).view(-1, 1, 1, 1).expand(-1, 1, 16, 16)
+    key, _ = next(questions(None, x, planned(96), 255, judge, 0.0, 0))()
+    told, sent = torch.cat(told).mean((1, 2, 3)), sent[0].mean((1, 2, 3))
+    assert key == ("clean", 0.3, False) and len(sent) == 48 and judged - 96 < len(told) <= judged
+    if (told > line).sum() >= 48:
+        torch.testing.assert_close(sent, told[told > line][:48], rtol=0, atol=0)
+    else:
+        torch.testing.assert_close(sent.sort().values, told.sort().values[-48:], rtol=0, atol=0)

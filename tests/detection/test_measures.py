@@ -8,9 +8,9 @@ from torch import nn
 
 from redoubt.detection import measures as module
 from redoubt.detection.benign import blur
-from redoubt.detection.measures import MEASURES, _like, _plain, _smooths, measures
+from redoubt.detection.measures import MEASURES, _like, _plain, _smooths, _waving, asking, measures
 
-TEXTURE, DETAIL = 4, 8   # numbers in `_texture`, of three copies, and in `_detail`, of four
+TEXTURE, DETAIL = 5, 8   # numbers in `_texture`, of three copies, and in `_detail`, of four
 
 
 def half(low: float, high: float, side: int = 16) -> torch.Tensor:
@@ -57,6 +57,13 @@ def test_any_picture_gives_finite_measures(channels, side):
     assert found.shape == (3, MEASURES) and found.isfinite().all()
 
 
+@pytest.mark.parametrize(("side", "parts"), [(8, [24, 24, 2]), (32, [24, 24, 2]), (64, [6] * 8 + [2]), (512, [1] * 50)])
+def test_of_large_pictures_fewer_are_tried_at_once(side, parts):
+    x = torch.zeros(50, 3, 1, 1).expand(-1, -1, side, side)
+    assert [len(ask.args[1]) for ask in asking(None, x)] == parts
+    assert asking(None, x[:0]) == [] or len(asking(None, x[:0])[0].args[1]) == 0
+
+
 @pytest.fixture
 def bent() -> nn.Module:
     """A network whose gradient is another one at every picture."""
@@ -84,6 +91,20 @@ def test_each_smoothed_copy_has_measures_of_its_own(bent, monkeypatch, order):
             torch.testing.assert_close(other[:, place * TEXTURE :][:, :TEXTURE],
                                        usual[:, textured[copy] * TEXTURE :][:, :TEXTURE])
     assert len({tuple(detail(usual, copy)[0].tolist()) for copy in range(4)}) == 4
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_waves_in_any_direction_are_few_frequencies_and_noise_is_many(channels):
+    place = torch.arange(24) * 2 * torch.pi
+    waves = torch.stack([(rows * place.view(-1, 1) + columns * place).cos()
+                         for rows, columns in ((0, 0.25), (1 / 3, 0), (0.5, 0.5), (5 / 24, -7 / 24), (0.41, 0.17))])
+    waves = torch.cat([waves, waves.sign()]).unsqueeze(1).expand(-1, channels, -1, -1)
+    noise = torch.randn(10, channels, 24, 24, generator=torch.Generator().manual_seed(0))
+    assert _waving(waves).min() > 0.6 and _waving(waves[:4]).min() > 0.99
+    assert _waving(noise).max() < 0.2 and _waving(noise.sign()).max() < 0.2
+    assert _waving(torch.full((2, channels, 24, 24), 0.1)).max() < 1e-6, "a constant is no wave"
+    assert (_waving(torch.zeros(2, channels, 24, 24)) == 0).all()
+    torch.testing.assert_close(_waving(0.01 * noise), _waving(noise), rtol=1e-3, atol=0)
 
 
 def test_what_outlasts_one_mean_is_gone_after_six():

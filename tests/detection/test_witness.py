@@ -30,9 +30,9 @@ def seeds() -> list[int]:
 def digits_detector(digits, digits_model, small, seeds):
     """Asked in spite of the size: it is the only data set that is here at once."""
 
-    def watched(model, x, levels, judge, threshold, seed, **settings):
+    def watched(model, x, plan, levels, judge, threshold, seed):
         seeds.append(seed)
-        return questions(model, x, levels, judge, threshold, seed, **settings)
+        return questions(model, x, plan, levels, judge, threshold, seed)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["redoubt.detection.fit"], "questions", watched)
