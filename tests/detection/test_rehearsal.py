@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from redoubt.attacks import on_lattice, pgd
+from redoubt.detection import rehearsal
 from redoubt.detection.rehearsal import Block, across, is_coarse, rehearse, rehearse_all
 from redoubt.detection.surrogates import fit_surrogates
 from redoubt.threat import ThreatModel
@@ -85,6 +86,20 @@ def test_what_arrived_is_what_strength_is_learned_from(digits, digits_model):
     assert torch.equal(whole[linf], made.stored[linf]) and not whole[~linf].any()
     size = (sent - x[made.rows]).abs().flatten(1).amax(1) * LEVELS   # the largest change of any pixel
     assert bool((size <= steps + 0.01)[linf].all()) and (size / steps)[linf].median().item() > 0.98
+
+
+def test_every_second_block_and_each_in_l2_is_taken_across_in_either_way(digits, digits_model, monkeypatch):
+    x, y = digits.tensors("detector_fit")
+    taken = []
+
+    def watched(model, block, *, inside):
+        taken.append((block.threat.norm, inside))
+        return across(model, block, inside=inside)
+
+    monkeypatch.setattr(rehearsal, "across", watched)
+    rehearse_all(digits_model, fit_surrogates(digits_model, x, seed=0, epochs=1), x, y, size=8, levels=LEVELS,
+                 plans=(("Linf", 5, (0.05, 0.45)), ("L2", 3, (0.5, 1.2))), asks=False, seed=0)
+    assert taken == [("Linf", False), ("Linf", True), ("Linf", False), ("L2", True), ("L2", False), ("L2", True)]
 
 
 def test_more_threads_rehearse_the_same(digits, digits_model):

@@ -13,7 +13,7 @@ from torch import nn
 
 from redoubt.attacks import on_lattice, pgd
 from redoubt.detection import Budget, decide, fit, witness
-from redoubt.detection.flagged import questions
+from redoubt.detection.flagged import planned, questions
 from redoubt.detection.measures import MEASURES, measures
 from redoubt.detection.networks import PIXELS
 from redoubt.detection.witness import RISK, Witness, bet, calibrate_witness, fit_witness
@@ -21,21 +21,32 @@ from redoubt.threat import ThreatModel
 
 
 @pytest.fixture(scope="module")
-def seeds() -> list[int]:
-    """Of the harmless changes that the model was asked about in the fit below."""
-    return []
+def watched() -> dict[str, list]:
+    """Of the fit below: seeds and pictures of the harmless changes that the model was asked about, and how many groups
+    were learned from and calibrated with."""
+    return {"seeds": [], "pictures": [], "groups": []}
 
 
 @pytest.fixture(scope="module")
-def digits_detector(digits, digits_model, small, seeds):
+def digits_detector(digits, digits_model, small, watched):
     """Asked in spite of the size: it is the only data set that is here at once."""
 
-    def watched(model, x, plan, levels, judge, threshold, seed):
-        seeds.append(seed)
+    def asked(model, x, plan, levels, judge, threshold, seed):
+        watched["seeds"].append(seed)
+        watched["pictures"].append(len(x))
         return questions(model, x, plan, levels, judge, threshold, seed)
 
+    def learned(attacked, changed, *, seed):
+        watched["groups"].append(sum(fixed for *_, fixed in changed))
+        return fit_witness(attacked, changed, seed=seed)
+
+    def calibrated(net, held_out, noise):
+        watched["groups"].append(sum(fixed for *_, fixed in held_out))
+        calibrate_witness(net, held_out, noise)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["redoubt.detection.fit"], "questions", watched)
+        for name, function in {"questions": asked, "fit_witness": learned, "calibrate_witness": calibrated}.items():
+            patch.setattr(sys.modules["redoubt.detection.fit"], name, function)
         return fit(digits_model, digits.tensors("detector_fit"), digits.tensors("calibration"), levels=16,
                    config=replace(small, smallest=8))
 
@@ -59,8 +70,11 @@ def test_attacks_bear_witness_and_noise_does_not(digits, digits_model, digits_de
     assert decide(strength, ()).retrain is attack
 
 
-def test_patterns_to_calibrate_with_are_not_those_learned_from(digits_detector, seeds):
-    assert len(seeds) == len(set(seeds)) == 2
+def test_patterns_to_calibrate_with_are_not_those_learned_from(digits, digits_detector, watched, small):
+    assert len(set(watched["seeds"])) == 2
+    assert watched["pictures"] == [len(digits.arrays(split)[0]) for split in ("detector_fit", "calibration")]
+    fixed = sum(line[2] for line in planned(small.noise))
+    assert watched["groups"] == [4 * fixed, fixed] and fixed >= 30
 
 
 def test_the_model_is_asked_about_flagged_inputs_only(digits, digits_model, digits_detector):
