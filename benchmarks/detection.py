@@ -153,7 +153,7 @@ def measure(report: Report, of: Subject, args) -> None:
     began, detector = time.perf_counter(), (briefly if args.quick else fitted)(of, args.seed)
     seconds = time.perf_counter() - began
     clean = detector.assess(of.data.tensors("test")[0])
-    key = digest(of.key, code_key(*CODE, "benchmarks/detection.py"), args.n, args.campaigns, args.seed)
+    key = digest(of.key, code_key(*CODE, "benchmarks/detection.py"), args.n, args.campaigns, args.seed, args.quick)
     share = clean.is_adversarial.float().mean().item()
     report.say(f"\n{of.name}: {share:.4f} of {len(clean.score)} clean test pictures flagged "
                f"(null rate {detector.null_rate:.4f}); detector fitted or read in {seconds:.0f} s "

@@ -7,7 +7,7 @@ import os
 import platform
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -43,26 +43,37 @@ def side_by_side(tasks: Iterable[Callable[[], T]], where: torch.device) -> Itera
     """The results of `tasks` in their order, some computed at the same time: on a CPU by threads that share torch's.
 
     For work on small batches, on which several threads of torch's own would mostly wait for each other. Tasks are taken
-    few at a time, as results are asked for; they must not depend on one another, and no two may draw from torch's
-    global generator. The first exception of one ends it; those under way are waited for.
+    in the calling thread, no more than are needed to keep the others busy, however long the first one takes; so results
+    that wait for it have to be small. They must not depend on one another, and no two may draw from torch's global
+    generator. The first that fails ends it, as Ctrl-C does, once those under way have ended. Meanwhile new threads of
+    the process get fewer of torch's.
     """
     threads = torch.get_num_threads() if where.type == "cpu" else 1
     workers = min(threads, _WORKERS)
     if workers == 1:
         yield from (task() for task in tasks)
         return
-    waiting: deque[Future] = deque()
-    tasks = iter(tasks)
-    with ThreadPoolExecutor(workers, "task", torch.set_num_threads, (threads // workers,)) as pool:
-        try:
-            waiting.extend(pool.submit(task) for task in islice(tasks, 2 * workers))
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(pool.submit(task) for task in islice(tasks, 1))
-        finally:
-            for future in waiting:
-                future.cancel()
-            torch.set_num_threads(threads)   # a worker's number would be the next new thread's, too
+    tasks, waiting, busy = iter(tasks), deque(), set()
+    try:
+        with ThreadPoolExecutor(workers, "task", torch.set_num_threads, (threads // workers,)) as pool:
+            torch.set_num_threads(threads // workers)   # here, too: the others compute already
+            try:
+                while True:
+                    for task in islice(tasks, 2 * workers - len(busy)):
+                        waiting.append(pool.submit(task))
+                        busy.add(waiting[-1])
+                    if not waiting:
+                        return
+                    while waiting and waiting[0].done():
+                        yield waiting.popleft().result()
+                    done, busy = wait(busy, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()   # raises what it raised, before its turn
+            finally:
+                for future in waiting:
+                    future.cancel()
+    finally:
+        torch.set_num_threads(threads)   # the last number set is what every new thread of the process gets
 
 
 def choose_kernels(where: torch.device) -> None:

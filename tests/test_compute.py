@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -98,9 +99,45 @@ def test_tasks_are_taken_few_at_a_time_and_none_after_a_failure(threads):
             taken.append(i)
             yield lambda i=i: task(i)
 
-    results = side_by_side(tasks(), CPU)
     threading.Timer(0.2, gate.set).start()
-    assert [next(results) for _ in range(3)] == [0, 1, 2] and len(taken) <= 8
     with pytest.raises(ValueError, match="the third"):
-        next(results)
+        list(side_by_side(tasks(), CPU))
     assert len(taken) <= 8 and torch.get_num_threads() == 2
+
+
+def test_a_long_task_keeps_no_other_waiting(threads):
+    """The first ends when the last has: were results only taken in turn, it would never."""
+    threads(2)
+    last = threading.Event()
+
+    def first() -> str:
+        return "in time" if last.wait(30) else "too late"
+
+    assert list(side_by_side([first, *[lambda: "between"] * 20, last.set], CPU)) == ["in time", *["between"] * 20, None]
+
+
+def test_a_failure_is_told_before_a_long_task_ends(threads):
+    threads(2)
+    gate, began = threading.Event(), time.monotonic()
+
+    def fails() -> None:
+        threading.Timer(0.3, gate.set).start()   # the pool waits for what is under way
+        raise ValueError("at once")
+
+    with pytest.raises(ValueError, match="at once"):
+        list(side_by_side([lambda: gate.wait(30), fails, *[lambda: 0] * 50], CPU))
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_however_it_ends_a_new_thread_gets_torchs_number(threads, fails):
+    threads(4)
+    results = side_by_side([lambda: 1 / (not fails)] * 9, CPU)
+    if fails:
+        with pytest.raises(ZeroDivisionError):
+            next(results)
+    else:
+        assert next(results) == 1
+        results.close()
+    with ThreadPoolExecutor(1) as fresh:
+        assert fresh.submit(torch.get_num_threads).result() == torch.get_num_threads() == 4

@@ -114,8 +114,8 @@ def coarse(x: Tensor, noise: Callable) -> Tensor:
 def waves(x: Tensor, noise: Callable) -> Tensor:
     """A wave of size about 1 across each picture, in any direction: [N, 1, S, S].
 
-    Along its rows, and along its columns, it turns with each pixel, or not at all, or, half of them, once in two pixels
-    to half of the picture: checkers, stripes and slanting waves. Half of them are square.
+    Along its rows and along its columns, each by itself, it changes sign with every pixel, or not at all, or, half of
+    them, has a period of two pixels to half of the picture: checkers, stripes and slanting waves. Half are square.
     """
     size, one = x.shape[-1], (len(x), 1, 1, 1)
     place, turns = torch.arange(size, device=x.device), []   # in each pixel

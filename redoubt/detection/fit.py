@@ -24,7 +24,7 @@ from redoubt.detection.scoring import CLEAN, Examples, conformal_threshold, fit_
 from redoubt.detection.strength import ENOUGH_FLAGGED
 from redoubt.detection.strength_learning import learn_strength
 from redoubt.detection.surrogates import fit_surrogates
-from redoubt.detection.witness import Witness, bet, calibrate_witness, fit_witness
+from redoubt.detection.witness import Witness, bet, calibrate_witness, fit_witness, winners
 from redoubt.errors import InvalidInput
 
 ENOUGH = 2000        # pictures to rehearse on; `further` ones make up for what is missing
@@ -33,6 +33,7 @@ _MEMORY = 400e6      # bytes for rehearsed pictures, and as many for harmless on
 _LARGE = 2_000_000   # weights; beyond this each gradient on a CPU costs tens of milliseconds
 _FRESH = 16          # for so many attack blocks one is made of calibration pictures, to learn probabilities from
 _SPREAD = 4          # times as many fixed patterns are learned from as calibrated with, in as many questions
+_WINNERS, _CLOSELY = 12, 4   # harmless changes that win most are asked about again, with so many times the pictures
 _WITNESSES = 32       # flagged attacks without which the model is not asked
 _TOLD = 8            # flagged blocks in Linf without which no strength can be learned
 
@@ -51,8 +52,8 @@ class FitConfig:
         moved: how often each change is seen again on other pictures before strength is learned.
         drawn: further blocks, under attacks along random fields, that strength is learned from; not bounded by them.
         smallest: pixels a side from which the model's evidence is asked for; smoothing leaves less nothing to compare.
-        noise: pictures under each kind and amount of harmless change, of which the model is asked about half at most.
-            Below 96, fewer fixed patterns are tried, too.
+        noise: twice as many pictures as the model is asked about under each kind and amount of harmless change. Below
+            96, fewer fixed patterns are tried, too.
     """
 
     blocks: int = 1440
@@ -167,11 +168,18 @@ def fit(
     plans = [planned(config.noise, spread=_SPREAD), planned(config.noise)]
     asked = [questions(twin, part, plan, levels, judge, threshold, seed + index)
              for index, (part, plan) in enumerate(zip((x, held_out), plans, strict=True)) if asks]
-    told, *answers = side_by_side(chain([learn], *asked), device)   # neither waits for the other
+    # Neither waits for the other.
+    told, *answers = side_by_side(chain([learn], *asked), device) if asks else [learn()]
     witness, power = Witness(), {}
     if asks:
-        learned, held = answers[: len(plans[0])], answers[len(plans[0]) :]
-        witness, power = _witness(flagged, dict(learned), dict(held), seed)
+        learned, held = dict(answers[: len(plans[0])]), dict(answers[len(plans[0]) :])
+        witness = fit_witness(flagged, learned, seed=seed)
+        # What wins most of so many has mostly been lucky: the bias it would set is not its own.
+        again = winners(witness, held, _WINNERS)
+        plan = [(*key, _CLOSELY * n) for *key, n in plans[1] if tuple(key) in again]
+        held |= dict(side_by_side(questions(twin, held_out, plan, levels, judge, threshold, seed + 1, look=1), device))
+        calibrate_witness(witness, held, NOISE)
+        power = _power(witness, flagged)
     report("strength and evidence")
     settings = Settings(
         channels=x.shape[1], levels=levels, fpr=fpr, threshold=threshold, null_rate=null_rate,
@@ -219,18 +227,10 @@ def _ranges(x: Tensor, levels: int, config: FitConfig) -> tuple[tuple[float, flo
     return (min(max(lowest, 0.75 / levels), highest / 2), highest), (config.l2[0] * pixels, config.l2[1] * pixels)
 
 
-def _witness(attacked: Tensor, learned: dict, held_out: dict, seed: int) -> tuple[Witness, dict]:
-    """The model's witness, and facts about it for people: its biases, and what a bet on one attacked input gains.
-
-    Args:
-        attacked: `measures` of flagged attacked inputs.
-        learned, held_out: the same of harmlessly changed pictures, by kind, amount and whether the noise is a fixed
-            pattern, to learn from and to calibrate with.
-    """
-    witness = fit_witness(attacked, learned, seed=seed)
-    calibrate_witness(witness, held_out, NOISE)
+def _power(witness: Witness, attacked: Tensor) -> dict:
+    """Facts about the witness for people: its biases, and what a bet on one of the `attacked` inputs gains."""
     gain = bet(witness.testimony(attacked)).item() / len(attacked)
-    return witness, {"bias": witness.bias.item(), "further": witness.further.item(), "gain": gain}
+    return {"bias": witness.bias.item(), "further": witness.further.item(), "gain": gain}
 
 
 def _check_told(usable: Tensor, pictures: int, epsilon: tuple[float, float]) -> None:

@@ -161,7 +161,7 @@ def _waving(detail: Tensor) -> Tensor:
     """The share of the detail's power in the `_WAVES` strongest of its frequencies, of which a constant is none:
     [N, C, S, S] to [N]."""
     power = torch.fft.fft2(detail).abs().square().sum(1).flatten(1)
-    return power[:, 1:].topk(_WAVES).values.sum(1) / power.sum(1).clamp_min(1e-9)
+    return power[:, 1:].topk(min(_WAVES, power.shape[1] - 1)).values.sum(1) / power.sum(1).clamp_min(1e-9)
 
 
 def _margin(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:

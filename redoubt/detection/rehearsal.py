@@ -214,7 +214,7 @@ def _tried(model: nn.Module, make: Callable[[], Block], turn: int | None, levels
         near = Examples.of(model, sent, NEAR)
     return _Tried(
         seen=features(block.x), attacked=Examples.of(model, block.x, 1.0), near=near, rows=block.rows, real=real,
-        asked=block.x[:most],
+        asked=block.x[:most].clone(),   # a part would keep the whole
         facts=(math.log(block.strength), KINDS.index(block.kind), is_coarse(change[real]), block.stored),
     )
 
