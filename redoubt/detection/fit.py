@@ -24,7 +24,7 @@ from redoubt.detection.scoring import CLEAN, Examples, conformal_threshold, fit_
 from redoubt.detection.strength import ENOUGH_FLAGGED
 from redoubt.detection.strength_learning import learn_strength
 from redoubt.detection.surrogates import fit_surrogates
-from redoubt.detection.witness import Witness, bet, calibrate_witness, fit_witness, winners
+from redoubt.detection.witness import Witness, bet, calibrate_witness, fit_witness
 from redoubt.errors import InvalidInput
 
 ENOUGH = 2000        # pictures to rehearse on; `further` ones make up for what is missing
@@ -33,7 +33,6 @@ _MEMORY = 400e6      # bytes for rehearsed pictures, and as many for harmless on
 _LARGE = 2_000_000   # weights; beyond this each gradient on a CPU costs tens of milliseconds
 _FRESH = 16          # for so many attack blocks one is made of calibration pictures, to learn probabilities from
 _SPREAD = 4          # times as many fixed patterns are learned from as calibrated with, in as many questions
-_WINNERS, _CLOSELY = 12, 4   # harmless changes that win most are asked about again, with so many times the pictures
 _WITNESSES = 32       # flagged attacks without which the model is not asked
 _TOLD = 8            # flagged blocks in Linf without which no strength can be learned
 
@@ -174,10 +173,6 @@ def fit(
     if asks:
         learned, held = dict(answers[: len(plans[0])]), dict(answers[len(plans[0]) :])
         witness = fit_witness(flagged, learned, seed=seed)
-        # What wins most of so many has mostly been lucky: the bias it would set is not its own.
-        again = winners(witness, held, _WINNERS)
-        plan = [(*key, _CLOSELY * n) for *key, n in plans[1] if tuple(key) in again]
-        held |= dict(side_by_side(questions(twin, held_out, plan, levels, judge, threshold, seed + 1, look=1), device))
         calibrate_witness(witness, held, NOISE)
         power = _power(witness, flagged)
     report("strength and evidence")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -69,28 +68,20 @@ def planned(most: int, *, spread: int = 1) -> list[tuple[str, float, bool, int]]
 
 
 def questions(
-    model, x: Tensor, plan: list[tuple[str, float, bool, int]], levels: int, judge: Judge, threshold: float, seed: int,
-    *, look: int = 0,
+    model, x: Tensor, plan: list[tuple[str, float, bool, int]], levels: int, judge: Judge, threshold: float, seed: int
 ) -> Iterator[Callable[[], tuple[tuple[str, float, bool], Tensor]]]:
     """The questions of a plan, to be called in any order.
 
     Each gives its kind, amount and whether the noise is a fixed pattern, and `measures.measures` of flagged pictures
     under it, or of the most suspicious where too few are flagged.
-
-    Args:
-        seed: a line of a plan has the same pattern whatever stands beside it.
-        look: a further look has the same patterns on other pictures, and other noise where it is no pattern.
     """
-    room = _FLOATS // x[:1].numel()
+    dice, room = Dice(seed + 11), _FLOATS // x[:1].numel()
     for kind, amount, fixed, n in plan:
-        # Of a seed the generator takes 32 bits.
-        dice, noise = (Dice(crc32(repr((seed, kind, amount, fixed, *further)).encode()))
-                       for further in (("pictures", look), () if fixed else (look,)))
         count = min(_TRIED * n, max(2 * n, room))
         if fixed or kind not in NOISE:   # a repeat would be the same
             count = min(count, len(x))
         rows = dice.rows(len(x), count).to(x.device)
-        changed = benign(kind, x[rows], levels=levels, generator=noise.generator, amount=amount, fixed=fixed)
+        changed = benign(kind, x[rows], levels=levels, generator=dice.generator, amount=amount, fixed=fixed)
         yield partial(_answer, (kind, amount, fixed), changed, n, model, judge, threshold)
 
 

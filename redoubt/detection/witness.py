@@ -19,7 +19,6 @@ BOUND = 3.0         # no single input speaks louder than this, as a logarithm of
 SHARE = 0.3         # of a campaign that a hidden attack is assumed to make up when its inputs are betted on
 RISK = 1e-2         # of taking a harmless campaign for an attack, where pixels speak for an attack
 RISK_AGAINST = 1e-5   # the same where pixels speak for a harmless change: then more is asked of the model's evidence
-ENOUGH = 16         # pictures under a harmless change without which nothing is said of what it wins
 _BATCH = 128        # inputs of either sort in a step of learning
 _LOOK, _PRESS = 100, 1.5   # steps between two looks at what each harmless change wins, and the power its weight goes by
 _SHAKEN, _HIDDEN = 0.6, 0.2   # noise on each measure, in standard deviations, and the share of them hidden, in learning
@@ -115,23 +114,16 @@ def fit_witness(attacked: Tensor, changed: dict, *, seed: int, steps: int = 1500
 
 
 @torch.no_grad()
-def winners(net: Witness, held_out: dict[tuple, Tensor], count: int) -> list[tuple]:
-    """The harmless changes that win most, at most `count` of them, the best first."""
-    won = {key: net(part).exp().mean().item() for key, part in held_out.items() if len(part) >= ENOUGH}
-    return sorted(won, key=won.get, reverse=True)[:count]
-
-
-@torch.no_grad()
 def calibrate_witness(net: Witness, held_out: dict[tuple, Tensor], noise: tuple[str, ...]) -> None:
     """Set the biases with which no harmless change, of whatever kind and amount, wins a bet on average.
 
     Args:
         held_out: `measures` [n, MEASURES] of flagged harmless pictures that `fit_witness` did not see, by kind and
-            what else tells them apart, such as the amount; those with fewer than `ENOUGH` are left out.
+            what else tells them apart, such as the amount; those with fewer than 16 are left out.
         noise: the kinds that pixels alone may take for an attack; `bias` answers the worst of them. `further` is what
             the other kinds ask for beyond it; those look harmless to the pixels.
     """
-    found = {key: net(part).exp().mean().log().item() for key, part in held_out.items() if len(part) >= ENOUGH}
+    found = {key: net(part).exp().mean().log().item() for key, part in held_out.items() if len(part) >= 16}
     worst = max([0.0, *(value for (kind, *_), value in found.items() if kind in noise)])
     net.bias.fill_(worst)
     net.further.fill_(max([worst, *found.values()]) - worst)

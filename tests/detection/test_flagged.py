@@ -92,28 +92,6 @@ def test_more_patterns_are_learned_from_in_as_many_questions():
     assert min(amount for _, amount, *_ in fixed[1]) > 0.3 and max(amount for _, amount, *_ in fixed[1]) == 1.3
 
 
-def changed(plan: list, x: torch.Tensor, look: int) -> list[torch.Tensor]:
-    """What the questions of a plan put to the scorer."""
-    model, out = nn.Sequential(nn.Flatten(), nn.Linear(256, 3)).requires_grad_(False), []
-    for ask in questions(model, x, plan, 65535, lambda part: out.append(part) or torch.ones(len(part)), 0.0, 5,
-                         look=look):
-        ask()
-    return out
-
-
-def test_a_further_look_has_the_same_patterns_on_other_pictures_and_other_noise():
-    plan = [line for line in planned(96) if line[0] in ("sign", "coarse", "stripes", "waves")]
-    flat = torch.full((600, 1, 16, 16), 0.5)
-    for line, *looks in zip(plan, changed(plan, flat, 0), changed(plan, flat, 1), strict=True):
-        alike = [(one[0] - two[0]).abs().max() < 1e-4 for one, two in ((looks[0], looks[1]), (looks[0], looks[0][1:]))]
-        assert alike == [line[2]] * 2, line
-    shades = torch.linspace(0, 1, 600).view(-1, 1, 1, 1).expand(-1, 1, 16, 16)
-    first, second = (changed([("clean", 0.3, False, 48)], shades, look)[0].mean((1, 2, 3)) for look in (0, 1))
-    assert not torch.equal(first, second)
-    alone = changed(plan[-1:], flat, 0)[0]
-    assert torch.equal(alone, changed(plan, flat, 0)[-1]), "a line means the same whatever stands beside it"
-
-
 @pytest.mark.parametrize(("line", "judged"), [(0.4, 96), (0.9, 288), (2.0, 288)])
 def test_the_first_flagged_ones_are_asked_about_and_few_more_judged_than_needed(monkeypatch, line, judged):
     """Serving asks about the first, too, not about those that are flagged most surely."""

@@ -16,25 +16,25 @@ from redoubt.detection import Budget, decide, fit, witness
 from redoubt.detection.flagged import planned, questions
 from redoubt.detection.measures import MEASURES, measures
 from redoubt.detection.networks import PIXELS
-from redoubt.detection.witness import RISK, Witness, bet, calibrate_witness, fit_witness, winners
+from redoubt.detection.witness import RISK, Witness, bet, calibrate_witness, fit_witness
 from redoubt.threat import ThreatModel
 
 
 @pytest.fixture(scope="module")
 def watched() -> dict[str, list]:
     """Of the fit below: seeds and pictures of the harmless changes that the model was asked about, and how many groups
-    were learned from and calibrated with, and how large the latter were."""
-    return {"seeds": [], "pictures": [], "groups": [], "sizes": []}
+    were learned from and calibrated with."""
+    return {"seeds": [], "pictures": [], "groups": []}
 
 
 @pytest.fixture(scope="module")
 def digits_detector(digits, digits_model, small, watched):
     """Asked in spite of the size: it is the only data set that is here at once."""
 
-    def asked(model, x, plan, levels, judge, threshold, seed, **look):
+    def asked(model, x, plan, levels, judge, threshold, seed):
         watched["seeds"].append(seed)
         watched["pictures"].append(len(x))
-        return questions(model, x, plan, levels, judge, threshold, seed, **look)
+        return questions(model, x, plan, levels, judge, threshold, seed)
 
     def learned(attacked, changed, *, seed):
         watched["groups"].append(sum(fixed for *_, fixed in changed))
@@ -42,7 +42,6 @@ def digits_detector(digits, digits_model, small, watched):
 
     def calibrated(net, held_out, noise):
         watched["groups"].append(sum(fixed for *_, fixed in held_out))
-        watched["sizes"] += [len(part) for part in held_out.values()]
         calibrate_witness(net, held_out, noise)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -72,27 +71,10 @@ def test_attacks_bear_witness_and_noise_does_not(digits, digits_model, digits_de
 
 
 def test_patterns_to_calibrate_with_are_not_those_learned_from(digits, digits_detector, watched, small):
-    first, second, again = watched["seeds"]
-    assert first != second == again
-    sizes = [len(digits.arrays(split)[0]) for split in ("detector_fit", "calibration")]
-    assert watched["pictures"] == [*sizes, sizes[1]]
+    assert len(set(watched["seeds"])) == 2
+    assert watched["pictures"] == [len(digits.arrays(split)[0]) for split in ("detector_fit", "calibration")]
     fixed = sum(line[2] for line in planned(small.noise))
     assert watched["groups"] == [4 * fixed, fixed] and fixed >= 30
-
-
-def test_what_wins_most_is_asked_about_again_and_closely(watched, digits_detector, small):
-    usual = small.noise // 2
-    assert sum(size > usual for size in watched["sizes"]) == 12 and max(watched["sizes"]) == 4 * usual
-
-
-def test_winners_are_those_that_win_most_on_average():
-    net = Witness()
-    net.forward = lambda measured: measured[:, 0]
-    held = {("some", at): torch.full((20, MEASURES), at) for at in (0.1, 0.5, -0.2, 0.3)}
-    held["few", 9.0] = torch.full((15, MEASURES), 9.0)   # too few to say
-    held["tails", 0.0] = torch.cat([torch.full((19, MEASURES), -3.0), torch.full((1, MEASURES), 3.0)])   # mean 1.05
-    assert winners(net, held, 3) == [("some", 0.5), ("some", 0.3), ("some", 0.1)]
-    assert winners(net, held, 9)[3:] == [("tails", 0.0), ("some", -0.2)]
 
 
 def test_the_model_is_asked_about_flagged_inputs_only(digits, digits_model, digits_detector):
