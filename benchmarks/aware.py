@@ -82,10 +82,10 @@ def main() -> int:
                      datasets={"nargs": "+", "default": list(EPSILONS), "choices": list(EPSILONS)},
                      champions={"nargs": "+", "default": ["undefended", "robust"], "choices": ["undefended", "robust"]})
     if args.quick:
-        args.n, args.datasets, args.champions = 64, ["photo-patches"], ["undefended"]
+        args.n, args.datasets, args.champions = 64, ["fashion-mnist"], ["undefended"]
     report, rows = Report(args, "Attackers who know the detector, compact-cnn"), []
     for of in subjects(args.datasets, args.champions, args.seed, args.data_dir):
-        detector = fitted(of, args.seed)
+        detector = fitted(of, args.seed, quick=args.quick)
         for epsilon in EPSILONS[of.dataset][2:3] if args.quick else EPSILONS[of.dataset][1:]:
             for weight in WEIGHTS:
                 rows.append(row(of, detector, epsilon, weight, args.n, 20 if args.quick else STEPS))

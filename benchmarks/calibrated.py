@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import Report, arguments, table
-from benchmarks.detection import briefly, fitted
+from benchmarks.detection import fitted
 from benchmarks.unseen import Subject, adversarial, subjects
 from redoubt.detection import Detector
 from redoubt.detection.networks import NORMS
@@ -72,7 +72,7 @@ def main() -> int:
     args = arguments(__doc__, n={"type": int, "default": 300, "help": "test pictures under each attack (default 300)"})
     report = Report(args, "Probability of an attack, Fashion-MNIST, compact-cnn")
     of = next(subjects(["fashion-mnist"], ["undefended"], args.seed, args.data_dir))
-    detector = briefly(of, args.seed) if args.quick else fitted(of, args.seed)
+    detector = fitted(of, args.seed, quick=args.quick)
     clean = detector.assess(of.data.tensors("test")[0]).probability
     mix = rehearsed(of, detector, 36 if args.quick else 240, args.seed + 500)
     said = detector.assess(mix.x.float()).probability

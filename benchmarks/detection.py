@@ -40,8 +40,16 @@ ATTACK_HEADER = ("champion", "attack", "epsilon", "n", "accuracy", "AUROC", "at 
 NOISE_HEADER = ("champion", "change", "accuracy", "flagged", "wealth 64", "retrains 64", "retrains 256")
 
 
-def fitted(of: Subject, seed: int) -> Detector:
-    """The subject's detector, fitted as the pipeline does; kept for the same code, weights and data."""
+def fitted(of: Subject, seed: int, *, quick: bool = False) -> Detector:
+    """The subject's detector, fitted as the pipeline does and kept for the same code, weights and data.
+
+    Args:
+        quick: fit a lesser one, in half a minute, and keep nothing.
+    """
+    if quick:
+        config = FitConfig(blocks=160, score_steps=250, strength_steps=800, noise=32)
+        return fit(of.model, of.data.tensors("detector_fit"), of.data.tensors("calibration"), levels=of.data.levels,
+                   further=of.data.tensors("train", 4_000), seed=seed, config=config)
     folder = RESULTS / "detectors" / f"{of.name.replace(' ', '-')}-{seed}-{digest(of.key, code_key(*CODE))}"
     if not (folder / "detector.json").is_file():
         detector = fit(of.model, of.data.tensors("detector_fit"), of.data.tensors("calibration"),
@@ -49,13 +57,6 @@ def fitted(of: Subject, seed: int) -> Detector:
         folder.mkdir(parents=True, exist_ok=True)
         detector.save(folder)
     return Detector.load(folder, of.model)
-
-
-def briefly(of: Subject, seed: int) -> Detector:
-    """A detector fitted with less than the pipeline takes, for the small version."""
-    config = FitConfig(blocks=160, score_steps=250, strength_steps=800, noise=32)
-    return fit(of.model, of.data.tensors("detector_fit"), of.data.tensors("calibration"), levels=of.data.levels,
-               further=of.data.tensors("train", 4_000), seed=seed, config=config)
 
 
 def auroc(clean: Tensor, attacked: Tensor) -> float:
@@ -150,7 +151,7 @@ def kept(name: str, key: str, make) -> dict:
 
 def measure(report: Report, of: Subject, args) -> None:
     """All cells of one champion."""
-    began, detector = time.perf_counter(), (briefly if args.quick else fitted)(of, args.seed)
+    began, detector = time.perf_counter(), fitted(of, args.seed, quick=args.quick)
     seconds = time.perf_counter() - began
     clean = detector.assess(of.data.tensors("test")[0])
     key = digest(of.key, code_key(*CODE, "benchmarks/detection.py"), args.n, args.campaigns, args.seed, args.quick)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import Report, arguments, table
-from benchmarks.detection import briefly, fitted
+from benchmarks.detection import fitted
 from benchmarks.unseen import Subject, subjects
 from redoubt.attacks import fgsm, on_lattice, pgd
 from redoubt.bundle import open_bundle, seal, write_bundle
@@ -141,7 +141,7 @@ class Scene:
 
     def __init__(self, of: Subject, folder: Path, seed: int, quick: bool):
         self.of, self.seed, self.levels = of, seed, of.data.levels
-        self.loaded = served(of, briefly(of, seed) if quick else fitted(of, seed), folder / "champion")
+        self.loaded = served(of, fitted(of, seed, quick=quick), folder / "champion")
         self.x, self.y = of.data.tensors("test")
         self.clean, self.others = self.x[:2000], self.x[4000:]
         self._made: dict[tuple, Tensor] = {}

@@ -118,14 +118,14 @@ def waves(x: Tensor, noise: Callable) -> Tensor:
     them, has a period of two pixels to half of the picture: checkers, stripes and slanting waves. Half are square.
     """
     size, one = x.shape[-1], (len(x), 1, 1, 1)
-    place, turns = torch.arange(size, device=x.device), []   # in each pixel
+    place, turns = torch.arange(size, device=x.device), []   # of the wave in each pixel
     for _ in range(2):
         which, between = noise(shape=one), 0.5 * (4 / size) ** noise(shape=one)
         turns.append(torch.where(which < 0.3, 0.5, torch.where(which < 0.5, 0.0, between)))
     rows, columns = turns[0], torch.where(noise(shape=one) < 0.5, turns[1], -turns[1])
     rows = torch.where((rows == 0) & (columns == 0), 0.5, rows)
-    steep = (rows % 0.5 == 0) & (columns % 0.5 == 0)   # half a phase off, such a wave would be nothing
-    phase = noise(shape=one)
+    # Half a phase off, a wave that changes sign with every pixel would be nothing.
+    steep, phase = (rows % 0.5 == 0) & (columns % 0.5 == 0), noise(shape=one)
     phase = torch.where(steep, 0.5 * (phase < 0.5), phase)
     wave = (2 * math.pi * (rows * place.view(-1, 1) + columns * place + phase)).cos()
     wave = torch.where(noise(shape=one) < 0.5, wave, wave.sign())

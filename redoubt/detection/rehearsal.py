@@ -21,6 +21,7 @@ from redoubt.compute import side_by_side
 from redoubt.detection.benign import blur
 from redoubt.detection.features import features
 from redoubt.detection.measures import MEASURES, asking
+from redoubt.detection.networks import NORMS
 from redoubt.detection.scoring import NEAR, Examples
 from redoubt.threat import ThreatModel
 from redoubt.training.loop import use_bfloat16
@@ -162,16 +163,15 @@ def rehearse_all(
         asks: whether to take the model's `measures`.
     """
     most = ASKED * (1 if sum(blocks for _, blocks, _ in plans) >= MANY else 2)
-    norms = [index for index, (_, blocks, _) in enumerate(plans) for _ in range(blocks)]
     makers = chain.from_iterable(
         rehearse(model, surrogates, x, y, blocks=blocks, size=size, levels=levels, norm=norm, epsilon=epsilon,
                  seed=seed + index) for index, (norm, blocks, epsilon) in enumerate(plans))
-    turns = _turns(plans)
-    tasks = (partial(_tried, model, make, turn, levels, most) for make, turn in zip(makers, turns, strict=True))
+    tasks = (partial(_tried, model, make, turn, levels, most)
+             for make, turn in zip(makers, _turns(plans), strict=True))
     parts = list(side_by_side(tasks, x.device))
     asked = torch.cat([part.asked for part in parts])
     answers = list(side_by_side(asking(model, asked), x.device)) if asks else []
-    logs, kinds, coarse, stored = zip(*(part.facts for part in parts), strict=True)
+    logs, norms, kinds, coarse, stored = zip(*(part.facts for part in parts), strict=True)
     return Rehearsal(
         seen=torch.stack([part.seen for part in parts]), attacked=Examples.joined([part.attacked for part in parts]),
         near=Examples.joined([part.near for part in parts if part.near]),
@@ -192,7 +192,7 @@ class _Tried(NamedTuple):
     rows: Tensor
     real: Tensor
     asked: Tensor   # the pictures that the model is to be asked about
-    facts: tuple[float, int, bool, bool]
+    facts: tuple[float, int, int, bool, bool]   # log epsilon, norm, kind, coarse, stored
 
 
 def _turns(plans) -> Iterator[int | None]:
@@ -215,7 +215,8 @@ def _tried(model: nn.Module, make: Callable[[], Block], turn: int | None, levels
     return _Tried(
         seen=features(block.x), attacked=Examples.of(model, block.x, 1.0), near=near, rows=block.rows, real=real,
         asked=block.x[:most].clone(),   # a part would keep the whole
-        facts=(math.log(block.strength), KINDS.index(block.kind), is_coarse(change[real]), block.stored),
+        facts=(math.log(block.strength), NORMS.index(block.threat.norm), KINDS.index(block.kind),
+               is_coarse(change[real]), block.stored),
     )
 
 

@@ -92,13 +92,13 @@ def _widened(rehearsal: Rehearsal, logits: Tensor, usable: Tensor, changes: Chan
     size, generator = rehearsal.real.shape[1], torch.Generator().manual_seed(seed + 17)
     parts = [(rehearsal.seen, logits, usable)]
     for _ in range(times):
-        seen, scores = [], []
+        seen, found = [], []
         for x, sure, kept in changes.again(max(1, BATCH // size) * size, generator):
             seen.append(features(x).unflatten(0, (-1, size)))
-            scores.append(torch.where(kept, scorer(x, sure), -torch.inf).view(-1, size))
-        scores = torch.cat(scores)
-        usable = rehearsal.real & (scores > threshold)
-        parts.append((torch.cat(seen), scores.masked_fill(~usable, 0.0), usable))
+            found.append(torch.where(kept, scorer(x, sure), -torch.inf).view(-1, size))
+        found = torch.cat(found)
+        usable = rehearsal.real & (found > threshold)
+        parts.append((torch.cat(seen), found.masked_fill(~usable, 0.0), usable))
     return tuple(torch.cat(part, 1) for part in zip(*parts, strict=True))
 
 
