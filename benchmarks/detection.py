@@ -28,8 +28,6 @@ from benchmarks.common import Report, arguments, table
 from benchmarks.noise import changes
 from benchmarks.unseen import EPSILONS, GRADIENT, L2, LINF, RESULTS, Subject, adversarial, digest, subjects
 from redoubt.detection import Detector, FitConfig, decide, fit, match
-from redoubt.detection.networks import ODDS
-from redoubt.detection.witness import bet
 
 CODE = ("redoubt/attacks", "redoubt/detection", "redoubt/threat.py")   # what fits and judges
 QUICK = [(attack, epsilon) for attack in ("apgd", "momentum") for epsilon in (0.05, 0.1)]   # the small version's
@@ -98,7 +96,7 @@ def attack_cell(of: Subject, detector: Detector, clean: Tensor, attack: str, eps
         "n": len(rows), "true": true, "arrived": arrived, "accuracy": accuracy, "auroc": auroc(clean, verdicts.score),
         "at_1_percent": (verdicts.score > clean.quantile(0.99)).float().mean().item(),
         "flagged": verdicts.is_adversarial.float().mean().item(), "inside_90_percent": inside,
-        "wealth": wealth(verdicts),
+        "wealth": wealth(detector, verdicts),
     }
     drawn = campaigns(verdicts.evidence[verdicts.is_adversarial], CAMPAIGN, args.campaigns, args.seed)
     strengths = [detector.campaign(evidence) for evidence in drawn]
@@ -118,10 +116,10 @@ def attack_cell(of: Subject, detector: Detector, clean: Tensor, attack: str, eps
     return out
 
 
-def wealth(verdicts) -> float:
+def wealth(detector: Detector, verdicts) -> float:
     """Logarithm of what a bet on 64 flagged inputs wins on average; from 4.6 on a campaign is an attack."""
-    odds = verdicts.evidence[verdicts.is_adversarial, ODDS]
-    return CAMPAIGN * bet(odds).item() / max(1, len(odds))
+    evidence = verdicts.evidence[verdicts.is_adversarial]
+    return CAMPAIGN * detector.wealth(evidence) / max(1, len(evidence))
 
 
 def noise_cell(of: Subject, detector: Detector, x: Tensor, y: Tensor, args) -> dict:
@@ -129,7 +127,7 @@ def noise_cell(of: Subject, detector: Detector, x: Tensor, y: Tensor, args) -> d
     verdicts = detector.assess(x)
     with torch.no_grad():
         out = {"accuracy": (of.model(x).argmax(1) == y).float().mean().item(),
-               "flagged": verdicts.is_adversarial.float().mean().item(), "wealth": wealth(verdicts)}
+               "flagged": verdicts.is_adversarial.float().mean().item(), "wealth": wealth(detector, verdicts)}
     evidence = verdicts.evidence[verdicts.is_adversarial]
     for size in (CAMPAIGN, 4 * CAMPAIGN):
         decisions = [decide(detector.campaign(rows), of.covered)

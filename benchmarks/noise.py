@@ -41,6 +41,10 @@ def changes(x: Tensor, levels: int, generator: torch.Generator) -> dict[str, Ten
     out |= {f"blur {by}": F.avg_pool2d(F.pad(x, [by // 2] * 4, mode="replicate"), by, stride=1) for by in (3, 5)}
     out["resized"] = F.interpolate(F.interpolate(x, round(0.7 * size), mode="bilinear"), size, mode="bilinear")
     out["7 levels"] = (x * 7).round() / 7
+    for sigma in SIZES:
+        for name, count in ((f"uneven light {sigma}", n), (f"uneven light fixed {sigma}", 1)):
+            light = F.interpolate(normal(count, channels, 4, 4), size, mode="bilinear", align_corners=True)
+            out[name] = x + sigma * light / light.abs().mean((1, 2, 3), keepdim=True)
     return {name: (picture.clamp(0, 1) * levels).round() / levels for name, picture in out.items()}
 
 

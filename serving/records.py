@@ -28,8 +28,8 @@ class Campaign:
         model_version: the version that was attacked.
         inputs_at_alarm: distinct inputs that the monitor had seen when it raised the alarm.
         flagged: distinct flagged inputs that belong to it so far.
-        strength: {norm, estimate, low, high, n, harmless, witnessed, levels} as last estimated; None before there was
-            enough evidence.
+        strength: {norm, estimate, low, high, n, harmless, witnessed, shared, levels} as last estimated; None before
+            there was enough evidence.
         matched: the epsilon on the grid that answers this strength, asked for or not; None where there is none.
         outcome: finding so far, final once closed; None while undecided. `answered`: a new champion covers it.
             `covered`: the champion already did. `unanswered`: the gate refused, or the run failed, or the ceiling

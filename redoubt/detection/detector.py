@@ -19,6 +19,7 @@ from redoubt.detection.groups import excess, least, nested, upper_means
 from redoubt.detection.measures import measured
 from redoubt.detection.networks import (
     COARSENESS,
+    DETAIL,
     EVIDENCE,
     NORMS,
     ODDS,
@@ -30,12 +31,13 @@ from redoubt.detection.networks import (
     scatter,
     widen,
 )
+from redoubt.detection.pattern import SAME, alike, sketch
 from redoubt.detection.probability import probability
 from redoubt.detection.verdicts import Strength, Verdicts
 from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet
 from redoubt.errors import ArtifactError, InvalidInput
 
-FORMAT = 11
+FORMAT = 12
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 _CHUNK = 512                     # inputs looked at in one go, which bounds the memory that they take
 _FEW_LEVELS = 64                 # 8-bit budgets are whole levels, or many; half a level of 16 is a sixth of 0.2
@@ -85,8 +87,8 @@ class Settings:
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
     """ln(epsilon) and its spread in each norm, [norms], of `n` inputs pooled; which norm; whether harmless by pixels,
-    the logit of that; the logit of coarseness; whether the model bears witness of an attack; and the share of them that
-    hold whole levels."""
+    the logit of that; the logit of coarseness; whether the model bears witness of an attack; whether many of them carry
+    one pattern; and the share of them that hold whole levels."""
 
     centre: Tensor
     spread: Tensor
@@ -96,6 +98,7 @@ class _Reading:
     coarse: Tensor
     n: int
     witnessed: bool = False
+    shared: bool = False
     whole: float = 0.0
 
 
@@ -146,7 +149,8 @@ class Detector:
             pixels = net.evidence(net.inputs(features(x[rows]), logit[rows]))
             centre, spread, logits = self._read(pixels, torch.ones(len(rows), device=x.device))
             whole = holds_whole_levels(x[rows], self.settings.levels).float().unsqueeze(1)
-            evidence[rows] = torch.cat([pixels, self._odds(x, rows), whole], 1)
+            detail = self.witness.detail(sketch(x[rows]))
+            evidence[rows] = torch.cat([pixels, self._odds(x, rows), whole, detail], 1)
             bounds[:, rows] = torch.stack(self._bounds(
                 centre[:, 0], spread[:, 0], logits[:, COARSENESS], 0, 1, (0.05, 0.95)))
         low, middle, high = bounds
@@ -191,7 +195,20 @@ class Detector:
             low, estimate, high = in_whole_levels(low, estimate, high, self.settings.levels, best.whole)
             levels = self.settings.levels if best.whole >= MOST else None
         return Strength(norm=NORMS[norm], estimate=estimate, low=low, high=high, n=len(evidence),
-                        harmless=best.harmless and not best.witnessed, witnessed=best.witnessed, levels=levels)
+                        harmless=best.harmless and not best.witnessed, witnessed=best.witnessed, shared=best.shared,
+                        levels=levels)
+
+    @torch.no_grad()
+    def wealth(self, evidence: Tensor, *, harmless: bool = False) -> float:
+        """What a bet on an attack has won with these inputs, as a logarithm: see `witness.bet`.
+
+        Args:
+            evidence: [n, K] as for `campaign`; those that the model was not asked about neither win nor lose.
+            harmless: pixels speak for a harmless change, so that more is asked for.
+        """
+        odds = evidence[:, ODDS]
+        more = self.witness.pattern * _shared(evidence) + self.witness.further * harmless
+        return bet(odds - more * (odds != 0)).item()
 
     @torch.no_grad()
     def strengths(self, evidence: Tensor) -> Tensor:
@@ -203,25 +220,20 @@ class Detector:
 
     def _strongest(self, evidence: Tensor) -> _Reading:
         """The strongest group that pixels show, and whether the model bears witness of an attack in it or beside it."""
-        pixels, odds = evidence[:, :PIXELS], evidence[:, ODDS]
-        rows, best = self._strongest_by_pixels(pixels)
-        best = replace(best, whole=evidence[rows, WHOLE].mean().item())
+        rows, best = self._strongest_by_pixels(evidence[:, :PIXELS])
+        best = replace(best, whole=evidence[rows, WHOLE].mean().item(), shared=_shared(evidence[rows]))
         if not self.settings.asks:
             return replace(best, witnessed=not best.harmless)
-        group, anywhere = self._testifies(odds[rows], best), self._testifies(odds, best)
+        line = -math.log(RISK_AGAINST if best.harmless else RISK)
+        group, anywhere = (self.wealth(part, harmless=best.harmless) >= line for part in (evidence[rows], evidence))
         # Beside a witnessed attack, a stronger group is taken for one too: decoys must not cover for it.
         if group or not anywhere or not best.harmless:
             return replace(best, witnessed=group or anywhere)
         # An attack among strong harmless changes: those that the model speaks of, and no fewer than make a group.
-        few = least(len(odds))
-        rows = odds.argsort(descending=True)[: max(few, int((odds > 0).sum()))]
-        return replace(self._pooled(pixels[rows].mean(0), len(rows)), witnessed=True,
-                       whole=evidence[rows, WHOLE].mean().item())
-
-    def _testifies(self, odds: Tensor, reading: _Reading) -> bool:
-        if not reading.harmless:
-            return bet(odds).item() >= -math.log(RISK)
-        return bet(odds - self.witness.further * (odds != 0)).item() >= -math.log(RISK_AGAINST)
+        odds = evidence[:, ODDS]
+        evidence = evidence[odds.argsort(descending=True)[: max(least(len(odds)), int((odds > 0).sum()))]]
+        return replace(self._pooled(evidence[:, :PIXELS].mean(0), len(evidence)), witnessed=True,
+                       shared=_shared(evidence), whole=evidence[:, WHOLE].mean().item())
 
     def _pooled(self, mean: Tensor, n: int) -> _Reading:
         centre, spread, logits = self._read(mean.unsqueeze(0), torch.tensor([float(n)], device=mean.device))
@@ -326,6 +338,11 @@ class Detector:
             return cls(model, *(net.to(device) for net in nets.values()), settings)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise ArtifactError(f"{folder}: the detector cannot be read ({error}): fit it again") from None
+
+
+def _shared(evidence: Tensor) -> bool:
+    """Whether one pattern is on many of the inputs."""
+    return alike(evidence[:, DETAIL:]) > SAME
 
 
 def _checked(evidence: Tensor) -> Tensor:

@@ -15,16 +15,18 @@ from torch import Tensor, nn
 
 from redoubt.compute import side_by_side
 from redoubt.detection.benign import BENIGN, NOISE
+from redoubt.detection.bias import calibrate_witness, seen, winners
 from redoubt.detection.changes import Changes
 from redoubt.detection.detector import Detector, Settings
 from redoubt.detection.flagged import planned, questions
+from redoubt.detection.pattern import sketch
 from redoubt.detection.probability import calibrate_probability
 from redoubt.detection.rehearsal import KINDS, rehearse_all
 from redoubt.detection.scoring import CLEAN, Examples, conformal_threshold, fit_scorer, harmless, score, scores
 from redoubt.detection.strength import ENOUGH_FLAGGED
 from redoubt.detection.strength_learning import learn_strength
 from redoubt.detection.surrogates import fit_surrogates
-from redoubt.detection.witness import Witness, bet, calibrate_witness, fit_witness
+from redoubt.detection.witness import Witness, bet, fit_witness
 from redoubt.errors import InvalidInput
 
 ENOUGH = 2000        # pictures to rehearse on; `further` ones make up for what is missing
@@ -33,6 +35,8 @@ _MEMORY = 400e6      # bytes for rehearsed pictures, and as many for harmless on
 _LARGE = 2_000_000   # weights; beyond this each gradient on a CPU costs tens of milliseconds
 _FRESH = 16          # for so many attack blocks one is made of calibration pictures, to learn probabilities from
 _SPREAD = 4          # times as many fixed patterns are learned from as calibrated with, in as many questions
+_PART = 256          # pictures sketched at a time
+_WINNERS, _CLOSELY = 8, 4   # harmless changes that win most are looked at again, on so many times the pictures
 _WITNESSES = 32       # flagged attacks without which the model is not asked
 _TOLD = 8            # flagged blocks in Linf without which no strength can be learned
 
@@ -171,9 +175,14 @@ def fit(
     told, *answers = side_by_side(chain([learn], *asked), device) if asks else [learn()]
     witness, power = Witness(), {}
     if asks:
-        learned, held = dict(answers[: len(plans[0])]), dict(answers[len(plans[0]) :])
-        witness = fit_witness(flagged, learned, seed=seed)
-        calibrate_witness(witness, held, NOISE)
+        learned, held = answers[: len(plans[0])], answers[len(plans[0]) :]
+        witness = fit_witness(flagged, {key: measured for key, (measured, _) in learned}, seed=seed)
+        witness.usual.copy_(torch.cat([sketch(part) for part in held_out.split(_PART)]).mean(0))
+        found = seen(witness, held)
+        again = {change.key for change in winners(found, NOISE, _WINNERS)}
+        plan = [(*key, _CLOSELY * n) for *key, n in plans[1] if tuple(key) in again]
+        more = side_by_side(questions(twin, held_out, plan, levels, judge, threshold, seed + 1, look=1), device)
+        calibrate_witness(witness, found, seen(witness, more), NOISE)
         power = _power(witness, flagged)
     report("strength and evidence")
     settings = Settings(
@@ -225,7 +234,7 @@ def _ranges(x: Tensor, levels: int, config: FitConfig) -> tuple[tuple[float, flo
 def _power(witness: Witness, attacked: Tensor) -> dict:
     """Facts about the witness for people: its biases, and what a bet on one of the `attacked` inputs gains."""
     gain = bet(witness.testimony(attacked)).item() / len(attacked)
-    return {"bias": witness.bias.item(), "further": witness.further.item(), "gain": gain}
+    return {**{name: getattr(witness, name).item() for name in ("bias", "pattern", "further")}, "gain": gain}
 
 
 def _check_told(usable: Tensor, pictures: int, epsilon: tuple[float, float]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from redoubt.detection.benign import BENIGN, NOISE, benign
 from redoubt.detection.features import features
 from redoubt.detection.measures import measured
+from redoubt.detection.pattern import sketch
 from redoubt.detection.rehearsal import Dice
 
 _AMOUNTS = (0.3, 0.6, 0.85, 1.1)   # of each harmless change that the model is asked about
@@ -20,7 +22,8 @@ _SIGNED = ("brightness", "contrast", "gamma")
 _TRIED = 6   # times as many pictures as are asked about are changed, for where few are flagged;
 _FLOATS = 2**23   # of large ones as many as have so many pixel values, and at least twice as many as are asked about
 # Besides, where `most` is 96 or more: fixed patterns of noise of each kind, and their amounts.
-_PATTERNS, _FIXED, _USUAL = {"sign": 8, "stripes": 24, "coarse": 24, "waves": 32}, (0.3, 1.3), 96
+_PATTERNS = {"sign": 8, "stripes": 15, "coarse": 24, "shading": 17, "waves": 24}
+_FIXED, _USUAL = (0.3, 1.3), 96
 Judge = Callable[[Tensor], Tensor]   # pictures to the scorer's logits
 
 
@@ -58,7 +61,7 @@ def planned(most: int, *, spread: int = 1) -> list[tuple[str, float, bool, int]]
         spread: so many times more patterns, each on so many times fewer pictures: to learn from, where it need not be
             known what each wins.
     """
-    plan = [(kind, amount, False, most // 2) for kind in BENIGN
+    plan = [(kind, amount, False, most // 2) for kind in (*BENIGN, "shading")
             for amount in (_EITHER_WAY if kind in _SIGNED else _AMOUNTS)]
     least, largest = _FIXED
     for kind, usual in _PATTERNS.items():
@@ -68,29 +71,42 @@ def planned(most: int, *, spread: int = 1) -> list[tuple[str, float, bool, int]]
 
 
 def questions(
-    model, x: Tensor, plan: list[tuple[str, float, bool, int]], levels: int, judge: Judge, threshold: float, seed: int
-) -> Iterator[Callable[[], tuple[tuple[str, float, bool], Tensor]]]:
+    model, x: Tensor, plan: list[tuple[str, float, bool, int]], levels: int, judge: Judge, threshold: float, seed: int,
+    *, look: int = 0,
+) -> Iterator[Callable[[], tuple[tuple[str, float, bool], tuple[Tensor, Tensor]]]]:
     """The questions of a plan, to be called in any order.
 
-    Each gives its kind, amount and whether the noise is a fixed pattern, and `measures.measures` of flagged pictures
-    under it, or of the most suspicious where too few are flagged.
+    Each gives its kind, amount and whether the noise is a fixed pattern, and `measures.measures` and `pattern.sketch`
+    of flagged pictures under it, or of the most suspicious where too few are flagged.
+
+    Args:
+        seed: a line of a plan has the same pattern whatever stands beside it.
+        look: a further look has the same patterns on other pictures, and other noise where it is no pattern.
     """
-    dice, room = Dice(seed + 11), _FLOATS // x[:1].numel()
+    room = _FLOATS // x[:1].numel()
     for kind, amount, fixed, n in plan:
+        # Of a seed the generator takes 32 bits.
+        dice, noise = (Dice(crc32(repr((seed, kind, amount, fixed, *further)).encode()))
+                       for further in (("pictures", look), () if fixed else (look,)))
         count = min(_TRIED * n, max(2 * n, room))
         if fixed or kind not in NOISE:   # a repeat would be the same
             count = min(count, len(x))
         rows = dice.rows(len(x), count).to(x.device)
-        changed = benign(kind, x[rows], levels=levels, generator=dice.generator, amount=amount, fixed=fixed)
+        changed = benign(kind, x[rows], levels=levels, generator=noise.generator, amount=amount, fixed=fixed)
         yield partial(_answer, (kind, amount, fixed), changed, n, model, judge, threshold)
 
 
-def _answer(key: tuple, changed: Tensor, most: int, model, judge: Judge, threshold: float) -> tuple[tuple, Tensor]:
+def _answer(
+    key: tuple, changed: Tensor, most: int, model, judge: Judge, threshold: float
+) -> tuple[tuple, tuple[Tensor, Tensor]]:
     """The first `most` flagged ones are asked about, as serving does; where there are fewer, the most suspicious."""
     logit = changed.new_zeros(0)
     for part in changed.split(2 * most):
         logit = torch.cat([logit, judge(part)])
         flagged = (logit > threshold).nonzero()[:, 0]
         if len(flagged) >= most:
-            return key, measured(model, changed[flagged[:most]])
-    return key, measured(model, changed[logit.topk(min(most, len(logit))).indices])
+            chosen = changed[flagged[:most]]
+            break
+    else:
+        chosen = changed[logit.topk(min(most, len(logit))).indices]
+    return key, (measured(model, chosen), sketch(chosen))

@@ -14,8 +14,10 @@ from redoubt.detection.features import neighbours_mean, neighbours_median
 PIXELS = 62     # numbers of pixel evidence kept for each input: a learned projection and, last, the squashed score
 CERTAINTY = 3   # numbers in `certainty`
 ODDS = PIXELS   # behind them the model's evidence: log odds of an attack; 0 where it was not asked
-WHOLE = ODDS + 1   # and 1 where the picture holds whole levels, else 0
-EVIDENCE = WHOLE + 1
+WHOLE = ODDS + 1   # 1 where the picture holds whole levels, else 0
+DETAIL = WHOLE + 1   # and a sketch of its detail, which tells whether others have the same
+SKETCH = 32     # numbers in that
+EVIDENCE = DETAIL + SKETCH
 NORMS = ("Linf", "L2")   # the order of the strength network's outputs
 LOGITS = 3   # of the strength network: that the norm is L2, that the changes are harmless, that they are coarse
 COARSENESS = 2   # which of them is the last

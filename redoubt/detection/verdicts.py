@@ -19,7 +19,7 @@ class Verdicts:
         strength: float [N], the epsilon that fits this input best if it is an Linf attack; coarse for a single input.
             0 where it is not flagged.
         low, high: float [N], a 90 % interval for it.
-        evidence: float [N, K] with K <= 64, what `Detector.campaign` needs of this input; zeros where not flagged.
+        evidence: float [N, K] with K < 100, what `Detector.campaign` needs of this input; zeros where not flagged.
     """
 
     score: Tensor
@@ -43,6 +43,7 @@ class Strength:
         n: how many inputs were judged; a group that stands apart may be as small as 16 of them.
         harmless: the inputs look like noise or another change without malice; then the bounds mean nothing.
         witnessed: the changes do to the classifier what random ones would not; without that nothing is retrained.
+        shared: many of the inputs carry one pattern, which more is asked of before it is taken for an attack.
         levels: largest stored pixel value, at least 64, where the campaign is one in Linf and arrived in whole levels:
             then its epsilon is a whole number of them. None otherwise.
     """
@@ -54,4 +55,5 @@ class Strength:
     n: int
     harmless: bool = False
     witnessed: bool = True
+    shared: bool = False
     levels: int | None = None

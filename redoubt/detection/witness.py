@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redoubt.detection.measures import MEASURES
+from redoubt.detection.networks import SKETCH
 
 BOUND = 3.0         # no single input speaks louder than this, as a logarithm of odds
 SHARE = 0.3         # of a campaign that a hidden attack is assumed to make up when its inputs are betted on
@@ -56,6 +57,8 @@ class Witness(nn.Module):
         self.register_buffer("scale", torch.ones(MEASURES))
         self.register_buffer("bias", torch.zeros(()))
         self.register_buffer("further", torch.zeros(()))
+        self.register_buffer("pattern", torch.zeros(()))
+        self.register_buffer("usual", torch.zeros(SKETCH))
         self.layers = nn.Sequential(nn.Linear(MEASURES, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(),
                                     nn.Linear(hidden, 1))
         nn.init.zeros_(self.layers[-1].weight)   # untrained it says nothing
@@ -69,6 +72,10 @@ class Witness(nn.Module):
     def testimony(self, measured: Tensor) -> Tensor:
         """The same, less the bias."""
         return self(measured) - self.bias
+
+    def detail(self, sketches: Tensor) -> Tensor:
+        """Sketches [N, SKETCH], less what clean pictures have in common."""
+        return sketches - self.usual
 
 
 def fit_witness(attacked: Tensor, changed: dict, *, seed: int, steps: int = 1500) -> Witness:
@@ -111,22 +118,6 @@ def fit_witness(attacked: Tensor, changed: dict, *, seed: int, steps: int = 1500
         optimizer.step()
         schedule.step()
     return net.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def calibrate_witness(net: Witness, held_out: dict[tuple, Tensor], noise: tuple[str, ...]) -> None:
-    """Set the biases with which no harmless change, of whatever kind and amount, wins a bet on average.
-
-    Args:
-        held_out: `measures` [n, MEASURES] of flagged harmless pictures that `fit_witness` did not see, by kind and
-            what else tells them apart, such as the amount; those with fewer than 16 are left out.
-        noise: the kinds that pixels alone may take for an attack; `bias` answers the worst of them. `further` is what
-            the other kinds ask for beyond it; those look harmless to the pixels.
-    """
-    found = {key: net(part).exp().mean().log().item() for key, part in held_out.items() if len(part) >= 16}
-    worst = max([0.0, *(value for (kind, *_), value in found.items() if kind in noise)])
-    net.bias.fill_(worst)
-    net.further.fill_(max([worst, *found.values()]) - worst)
 
 
 def bet(log_odds: Tensor) -> Tensor:

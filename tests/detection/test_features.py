@@ -168,6 +168,19 @@ def test_waves_run_along_rows_or_columns_or_slant_or_are_checkers():
     torch.testing.assert_close(out.abs().mean((1, 2, 3)), torch.full((1000,), 0.02 * 10**0.5), rtol=0.01, atol=0)
 
 
+def test_shading_is_smooth_and_of_one_colour_on_half_of_the_pictures():
+    x = torch.full((200, 3, 32, 32), 0.5)
+    out = benign("shading", x, levels=65535, generator=torch.Generator().manual_seed(3), amount=0.5) - x
+    grey = (out - out[:, :1]).abs().amax((1, 2, 3)) < 1e-4
+    assert 70 < grey.sum() < 130
+    torch.testing.assert_close(out.abs().mean((1, 2, 3)), torch.full((200,), 0.02 * 10**0.5), rtol=0.02, atol=0)
+    power = torch.fft.rfft2(out).abs().square().sum(1)
+    slow = power[:, :6, :6].sum((1, 2)) + power[:, -5:, :6].sum((1, 2))
+    assert (slow > 0.8 * power.sum((1, 2))).all()
+    crossings = (out[:, 0, 16].sign().diff(dim=1) != 0).sum(1)
+    assert crossings.max() >= 3 and (crossings == 1).sum() > 30, "from one slope to several turns"
+
+
 def test_a_smooth_change_shows_where_the_picture_is_made_small():
     """Waves over several pixels leave the fine residual alone; the halved and quartered pictures show them."""
     wave = 0.5 + 0.1 * torch.sin(torch.arange(32) * math.pi / 8).expand(1, 1, 32, 32)

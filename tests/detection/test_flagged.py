@@ -25,6 +25,7 @@ def asked(n: int, most: int) -> tuple[dict, dict]:
     for ask in questions(model, torch.full((n, 1, 16, 16), 0.5), planned(most), 65535, judge, 0.0, 0):
         key, found_here = ask()
         found[key], judged[key] = found_here, torch.cat(parts)
+        assert len(found_here[0]) == len(found_here[1])
         parts.clear()
     return found, judged
 
@@ -35,12 +36,12 @@ def test_the_model_is_asked_about_every_change_and_about_many_fixed_patterns(mos
     (found, judged), level = asked(200, most), 1 / 65535
     alike = {key: bool((part - part[:1]).abs().max() <= level) for key, part in judged.items()}
     fixed = [key for key in found if key[2]]
-    assert len(fixed) == patterns and {kind for kind, *_ in found} == {*BENIGN, "waves"}
+    assert len(fixed) == patterns and {kind for kind, *_ in found} == {*BENIGN, "shading", "waves"}
     assert all(alike[key] for key in fixed)
     usual = {kind for (kind, _, always), same in alike.items() if same and not always}
     assert usual <= {"clean", "float", "brightness", "contrast", "blur", "jpeg", "steps", "gamma"}
-    assert all(one.shape[1] == MEASURES for one in found.values())
-    assert {len(one) for one in found.values()} == {most // 2}
+    assert all(one.shape[1] == MEASURES for one, _ in found.values())
+    assert {len(one) for one, _ in found.values()} == {most // 2}
 
 
 @pytest.mark.parametrize("kind", ["sign", "stripes", "coarse"])
@@ -76,7 +77,7 @@ def test_of_large_pictures_fewer_are_changed_at_a_time():
     model = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 3)).requires_grad_(False)
     plan = [line for line in planned(32) if line[0] == "gaussian"][:1] * 2
     found = [ask() for ask in questions(model, x, plan, 255, judge, 0.0, 0)]
-    assert judged == [32, 32, 32] * 2 and [len(part) for _, part in found] == [16, 16]
+    assert judged == [32, 32, 32] * 2 and [len(part) for _, (part, _) in found] == [16, 16]
     judged.clear()
     larger = torch.rand(20, 3, 512, 512, generator=torch.Generator().manual_seed(0))
     next(questions(model, larger, plan, 255, judge, 0.0, 0))()
@@ -85,11 +86,33 @@ def test_of_large_pictures_fewer_are_changed_at_a_time():
 
 def test_more_patterns_are_learned_from_in_as_many_questions():
     usual, spread = planned(96), planned(96, spread=4)
-    assert sum(n for *_, n in usual) == sum(n for *_, n in spread) == 7104
+    assert sum(n for *_, n in usual) == sum(n for *_, n in spread) == 7296
     fixed = [[line for line in plan if line[2]] for plan in (usual, spread)]
     assert [len(one) for one in fixed] == [88, 352]
     assert len({(kind, amount) for kind, amount, *_ in fixed[1]}) == 352
     assert min(amount for _, amount, *_ in fixed[1]) > 0.3 and max(amount for _, amount, *_ in fixed[1]) == 1.3
+
+
+def changed(plan: list, x: torch.Tensor, look: int) -> list[torch.Tensor]:
+    """What the questions of a plan put to the scorer."""
+    model, out = nn.Sequential(nn.Flatten(), nn.Linear(256, 3)).requires_grad_(False), []
+    for ask in questions(model, x, plan, 65535, lambda part: out.append(part) or torch.ones(len(part)), 0.0, 5,
+                         look=look):
+        ask()
+    return out
+
+
+def test_a_further_look_has_the_same_patterns_on_other_pictures_and_other_noise():
+    plan = [line for line in planned(96) if line[0] in ("sign", "coarse", "stripes", "shading", "waves")]
+    flat = torch.full((600, 1, 16, 16), 0.5)
+    for line, *looks in zip(plan, changed(plan, flat, 0), changed(plan, flat, 1), strict=True):
+        same = [(one[0] - two[0]).abs().max() < 1e-4 for one, two in ((looks[0], looks[1]), (looks[0], looks[0][1:]))]
+        assert same == [line[2]] * 2, line
+    shades = torch.linspace(0, 1, 600).view(-1, 1, 1, 1).expand(-1, 1, 16, 16)
+    first, second = (changed([("clean", 0.3, False, 48)], shades, look)[0].mean((1, 2, 3)) for look in (0, 1))
+    assert not torch.equal(first, second)
+    alone = changed(plan[-1:], flat, 0)[0]
+    assert torch.equal(alone, changed(plan, flat, 0)[-1]), "a line means the same whatever stands beside it"
 
 
 @pytest.mark.parametrize(("line", "judged"), [(0.4, 96), (0.9, 288), (2.0, 288)])

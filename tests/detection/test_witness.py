@@ -13,36 +13,37 @@ from torch import nn
 
 from redoubt.attacks import on_lattice, pgd
 from redoubt.detection import Budget, decide, fit, witness
+from redoubt.detection.benign import NOISE
+from redoubt.detection.bias import calibrate_witness, seen, winners
 from redoubt.detection.flagged import planned, questions
 from redoubt.detection.measures import MEASURES, measures
-from redoubt.detection.networks import PIXELS
-from redoubt.detection.witness import RISK, Witness, bet, calibrate_witness, fit_witness
+from redoubt.detection.networks import DETAIL, PIXELS, SKETCH
+from redoubt.detection.witness import RISK, Witness, bet, fit_witness
 from redoubt.threat import ThreatModel
 
 
 @pytest.fixture(scope="module")
 def watched() -> dict[str, list]:
-    """Of the fit below: seeds and pictures of the harmless changes that the model was asked about, and how many groups
-    were learned from and calibrated with."""
-    return {"seeds": [], "pictures": [], "groups": []}
+    """Of the fit below: what was asked about harmless changes, how many fixed patterns were learned from, and what was
+    calibrated with."""
+    return {"asked": [], "groups": [], "calibrated": []}
 
 
 @pytest.fixture(scope="module")
 def digits_detector(digits, digits_model, small, watched):
     """Asked in spite of the size: it is the only data set that is here at once."""
 
-    def asked(model, x, plan, levels, judge, threshold, seed):
-        watched["seeds"].append(seed)
-        watched["pictures"].append(len(x))
-        return questions(model, x, plan, levels, judge, threshold, seed)
+    def asked(model, x, plan, levels, judge, threshold, seed, **look):
+        watched["asked"].append((seed, len(x), plan, look))
+        return questions(model, x, plan, levels, judge, threshold, seed, **look)
 
     def learned(attacked, changed, *, seed):
         watched["groups"].append(sum(fixed for *_, fixed in changed))
         return fit_witness(attacked, changed, seed=seed)
 
-    def calibrated(net, held_out, noise):
-        watched["groups"].append(sum(fixed for *_, fixed in held_out))
-        calibrate_witness(net, held_out, noise)
+    def calibrated(net, changes, closely, noise):
+        watched["calibrated"] += [changes, closely]
+        calibrate_witness(net, changes, closely, noise)
 
     with pytest.MonkeyPatch.context() as patch:
         for name, function in {"questions": asked, "fit_witness": learned, "calibrate_witness": calibrated}.items():
@@ -71,10 +72,21 @@ def test_attacks_bear_witness_and_noise_does_not(digits, digits_model, digits_de
 
 
 def test_patterns_to_calibrate_with_are_not_those_learned_from(digits, digits_detector, watched, small):
-    assert len(set(watched["seeds"])) == 2
-    assert watched["pictures"] == [len(digits.arrays(split)[0]) for split in ("detector_fit", "calibration")]
+    first, second, again = watched["asked"]
+    assert first[0] != second[0] == again[0] and again[3] == {"look": 1}
+    splits = ("detector_fit", "calibration", "calibration")
+    assert [part[1] for part in (first, second, again)] == [len(digits.arrays(split)[0]) for split in splits]
     fixed = sum(line[2] for line in planned(small.noise))
-    assert watched["groups"] == [4 * fixed, fixed] and fixed >= 30
+    assert watched["groups"] == [4 * fixed] and fixed >= 30
+
+
+def test_what_wins_most_is_looked_at_again_and_closely(digits_detector, watched):
+    usual, plan = (part[2] for part in watched["asked"][1:])
+    changes, closely = watched["calibrated"]
+    assert {tuple(key) for *key, _ in plan} == {change.key for change in winners(changes, NOISE, 8)}
+    assert len(closely) == len(plan) == 8 and {(*key, n // 4) for *key, n in plan} < set(usual)
+    first = {change.key: change.error for change in changes}
+    assert sum(change.error < first[change.key] for change in closely) >= 6
 
 
 def test_the_model_is_asked_about_flagged_inputs_only(digits, digits_model, digits_detector):
@@ -146,7 +158,8 @@ def test_noise_wins_no_bet_on_average_and_attacks_do():
 
     net = fit_witness(drawn(400, 0.4), {"some": drawn(400, 0.0)}, seed=0, steps=150)
     changed = {("some", 0.5): drawn(400, 0.0), ("some", 1.0): drawn(400, 0.1), ("harmless", 1.0): drawn(400, 0.2)}
-    calibrate_witness(net, changed, ("some",))
+    changes = seen(net, ((key, (part, torch.zeros(400, SKETCH))) for key, part in changed.items()))
+    calibrate_witness(net, changes, [], ("some",))
     assert net.bias > 0 and net.further > 0
     for at in (0.0, 0.1):
         won = [bet(net.testimony(drawn(64, at))).item() >= -math.log(RISK) for _ in range(300)]
@@ -154,18 +167,19 @@ def test_noise_wins_no_bet_on_average_and_attacks_do():
     assert bet(net.testimony(drawn(64, 0.4))) >= -math.log(RISK)
 
 
-def test_one_fixed_pattern_that_wins_sets_the_bias():
-    """Many pictures under one pattern are worth one draw of it: the mean over patterns would hide it."""
-    generator = torch.Generator().manual_seed(0)
-    attacked = torch.randn(400, MEASURES, generator=generator) + 0.4
-    usual = {("some", at, fixed): torch.randn(64, MEASURES, generator=generator)
-             for at in range(20) for fixed in (False, True)}
-    net = fit_witness(attacked, {"some": torch.cat(list(usual.values()))}, seed=0, steps=150)
-    calibrate_witness(net, usual, ("some",))
-    before = net.bias.item()
-    winner = torch.randn(64, MEASURES, generator=generator) + 0.2
-    calibrate_witness(net, usual | {("some", 20, True): winner}, ("some",))
-    assert net.bias.item() > before + 0.2 and net(winner).exp().mean().log().item() == pytest.approx(net.bias.item())
+def test_campaigns_that_share_a_pattern_have_to_win_more(digits, digits_model, digits_detector):
+    verdicts = digits_detector.assess(sent(digits, digits_model, "pgd", 0.2))
+    evidence = verdicts.evidence[verdicts.is_adversarial][:64]
+    strict = copy.copy(digits_detector)
+    strict.witness = copy.deepcopy(digits_detector.witness)
+    strict.witness.pattern.fill_(9.0)
+    own = strict.campaign(evidence)
+    assert own.witnessed and not own.shared and strict.wealth(evidence) == digits_detector.wealth(evidence)
+    evidence[:, DETAIL:] = torch.eye(SKETCH)[0]
+    shared = strict.campaign(evidence)
+    assert shared.shared and not shared.witnessed and "one pattern on many inputs" in decide(shared, ()).reason
+    strict.witness.pattern.fill_(0.0)
+    assert strict.campaign(evidence).witnessed
 
 
 def test_the_worst_harmless_change_teaches_most(monkeypatch):
