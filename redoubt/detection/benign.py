@@ -20,7 +20,7 @@ BENIGN = ("clean", "float", "gaussian", "uniform", "sign", "shot", "impulse", "b
 # Random, and free in size. The last two are for the model's evidence alone: pixels need no help with them.
 NOISE = ("float", "gaussian", "uniform", "sign", "shot", "impulse", "stripes", "coarse", "shading", "waves")
 
-_TURNS = (2, 3, 5, 8)   # points a side that uneven light is drawn at
+_POINTS = (2, 3, 5, 8)   # a side, that uneven light is drawn at
 # ITU-T T.81 (1992), Annex K, tables K.1 (luminance) and K.2 (chrominance): what nearly every JPEG encoder scales.
 _LUMINANCE = (
     (16, 11, 10, 16, 24, 40, 51, 61), (12, 12, 14, 19, 26, 58, 60, 55), (14, 13, 16, 24, 40, 57, 69, 56),
@@ -74,7 +74,7 @@ def benign(kind: str, x: Tensor, *, levels: int, generator: torch.Generator, amo
         "gamma": lambda: x ** (2.2**signed),
         "stripes": lambda: x + stripes(x, pattern) * 0.02 * 10**each,
         "coarse": lambda: x + coarse(x, pattern) * 0.02 * 10**each,
-        "shading": lambda: x + shading(x, pattern) * 0.02 * 10**each,
+        "shading": lambda: x + shading(x, pattern) * 0.03 * 10**each,   # to where little of the picture is left
         "waves": lambda: x + waves(x, pattern) * 0.02 * 10**each,
     }[kind]().clamp(0, 1)
     if kind in ("float", "steps"):
@@ -114,13 +114,13 @@ def coarse(x: Tensor, noise: Callable) -> Tensor:
 
 
 def shading(x: Tensor, noise: Callable) -> Tensor:
-    """Uneven light of size about 1: a smooth random field that turns once to seven times across a picture, like x.
+    """Uneven light of size about 1, from one slope across the picture to a few spots of light and shade: like x.
 
     Half of the pictures have light of one colour.
     """
     one = (len(x), 1, 1, 1)
-    which, grey, out = noise(shape=one) * len(_TURNS), noise(shape=one) < 0.5, torch.zeros_like(x)
-    for i, points in enumerate(_TURNS):
+    which, grey, out = noise(shape=one) * len(_POINTS), noise(shape=one) < 0.5, torch.zeros_like(x)
+    for i, points in enumerate(_POINTS):
         field = noise(torch.randn, (*x.shape[:2], points, points))
         field = torch.where(grey, field[:, :1], field)
         field = F.interpolate(field, x.shape[-1], mode="bicubic", align_corners=True)

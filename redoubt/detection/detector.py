@@ -31,7 +31,7 @@ from redoubt.detection.networks import (
     scatter,
     widen,
 )
-from redoubt.detection.pattern import SAME, alike, sketch
+from redoubt.detection.pattern import SAME, agreement, sketch
 from redoubt.detection.probability import probability
 from redoubt.detection.verdicts import Strength, Verdicts
 from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet
@@ -87,7 +87,7 @@ class Settings:
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
     """ln(epsilon) and its spread in each norm, [norms], of `n` inputs pooled; which norm; whether harmless by pixels,
-    the logit of that; the logit of coarseness; whether the model bears witness of an attack; whether many of them carry
+    the logit of that; the logit of coarseness; whether the model bears witness of an attack; whether most of them carry
     one pattern; and the share of them that hold whole levels."""
 
     centre: Tensor
@@ -186,7 +186,7 @@ class Detector:
         Raises:
             InvalidInput: for no rows, another width or values that are not finite.
         """
-        best = self._strongest(_checked(evidence))
+        best = self._strongest(self._checked(evidence))
         norm = best.norm
         bounds = self._bounds(best.centre[norm], best.spread[norm], best.coarse, norm, best.n, (0.01, 0.99))
         low, estimate, high = (value.item() for value in bounds)
@@ -206,34 +206,41 @@ class Detector:
             evidence: [n, K] as for `campaign`; those that the model was not asked about neither win nor lose.
             harmless: pixels speak for a harmless change, so that more is asked for.
         """
-        odds = evidence[:, ODDS]
-        more = self.witness.pattern * _shared(evidence) + self.witness.further * harmless
-        return bet(odds - more * (odds != 0)).item()
+        evidence = self._checked(evidence)
+        return self._won(evidence[:, ODDS], _sharing(evidence), harmless)
 
     @torch.no_grad()
     def strengths(self, evidence: Tensor) -> Tensor:
         """The epsilon that fits each input best if it is an Linf attack: [n, K] to [n], as in `Verdicts.strength` but
         without its bounds. For putting inputs in order; raises as `campaign` does."""
-        evidence = _checked(evidence)
+        here = torch.as_tensor(evidence).device
+        evidence = self._checked(evidence)
         ones = torch.ones(len(evidence), device=evidence.device)
-        return self._read(evidence[:, :PIXELS], ones)[0][:, 0].exp()
+        return self._read(evidence[:, :PIXELS], ones)[0][:, 0].exp().to(here)
 
     def _strongest(self, evidence: Tensor) -> _Reading:
         """The strongest group that pixels show, and whether the model bears witness of an attack in it or beside it."""
         rows, best = self._strongest_by_pixels(evidence[:, :PIXELS])
-        best = replace(best, whole=evidence[rows, WHOLE].mean().item(), shared=_shared(evidence[rows]))
+        best = replace(best, whole=evidence[rows, WHOLE].mean().item())
         if not self.settings.asks:
             return replace(best, witnessed=not best.harmless)
-        line = -math.log(RISK_AGAINST if best.harmless else RISK)
-        group, anywhere = (self.wealth(part, harmless=best.harmless) >= line for part in (evidence[rows], evidence))
+        line, shared = -math.log(RISK_AGAINST if best.harmless else RISK), _sharing(evidence)
+        own = shared[rows] | _sharing(evidence[rows])
+        best = replace(best, shared=_mostly(own))
+        group, anywhere = (self._won(odds, sharing, best.harmless) >= line for odds, sharing in (
+            (evidence[rows, ODDS], own), (evidence[:, ODDS], shared)))
         # Beside a witnessed attack, a stronger group is taken for one too: decoys must not cover for it.
         if group or not anywhere or not best.harmless:
             return replace(best, witnessed=group or anywhere)
         # An attack among strong harmless changes: those that the model speaks of, and no fewer than make a group.
         odds = evidence[:, ODDS]
-        evidence = evidence[odds.argsort(descending=True)[: max(least(len(odds)), int((odds > 0).sum()))]]
-        return replace(self._pooled(evidence[:, :PIXELS].mean(0), len(evidence)), witnessed=True,
-                       shared=_shared(evidence), whole=evidence[:, WHOLE].mean().item())
+        rows = odds.argsort(descending=True)[: max(least(len(odds)), int((odds > 0).sum()))]
+        return replace(self._pooled(evidence[rows, :PIXELS].mean(0), len(rows)), witnessed=True,
+                       shared=_mostly(shared[rows]), whole=evidence[rows, WHOLE].mean().item())
+
+    def _won(self, odds: Tensor, sharing: Tensor, harmless: bool) -> float:
+        more = (self.witness.pattern * sharing).clamp_min(self.witness.further.item() if harmless else 0.0)
+        return bet(odds - more * (odds != 0)).item()
 
     def _pooled(self, mean: Tensor, n: int) -> _Reading:
         centre, spread, logits = self._read(mean.unsqueeze(0), torch.tensor([float(n)], device=mean.device))
@@ -299,6 +306,15 @@ class Detector:
         low, high = (centre + below.clamp_max(0)).exp() - margin, (centre + above.clamp_min(0)).exp()
         return tuple(value.clamp(least, most) for value in (low, centre.exp(), high + margin))
 
+    def _checked(self, evidence: Tensor) -> Tensor:
+        """Evidence as the networks want it, on their device; serving keeps it in the processor's memory."""
+        evidence = torch.as_tensor(evidence, dtype=torch.float32, device=self.strength_net.mean.device)
+        if evidence.dim() != 2 or evidence.shape[1] != EVIDENCE or len(evidence) == 0:
+            raise InvalidInput(f"evidence must be [n >= 1, {EVIDENCE}], not {tuple(evidence.shape)}")
+        if not torch.isfinite(evidence).all():
+            raise InvalidInput("evidence holds values that are not finite")
+        return evidence
+
     def save(self, folder: Path | str) -> None:
         """Write `detector.safetensors` and `detector.json` into an existing folder."""
         folder = Path(folder)
@@ -340,15 +356,10 @@ class Detector:
             raise ArtifactError(f"{folder}: the detector cannot be read ({error}): fit it again") from None
 
 
-def _shared(evidence: Tensor) -> bool:
-    """Whether one pattern is on many of the inputs."""
-    return alike(evidence[:, DETAIL:]) > SAME
+def _sharing(evidence: Tensor) -> Tensor:
+    """Which of the inputs share a pattern with others: bool [n]."""
+    return agreement(evidence[:, DETAIL:]) > SAME
 
 
-def _checked(evidence: Tensor) -> Tensor:
-    evidence = torch.as_tensor(evidence, dtype=torch.float32)
-    if evidence.dim() != 2 or evidence.shape[1] != EVIDENCE or len(evidence) == 0:
-        raise InvalidInput(f"evidence must be [n >= 1, {EVIDENCE}], not {tuple(evidence.shape)}")
-    if not torch.isfinite(evidence).all():
-        raise InvalidInput("evidence holds values that are not finite")
-    return evidence
+def _mostly(which: Tensor) -> bool:
+    return which.float().mean().item() >= 0.5

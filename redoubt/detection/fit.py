@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from redoubt.compute import side_by_side
 from redoubt.detection.benign import BENIGN, NOISE
-from redoubt.detection.bias import calibrate_witness, seen, winners
+from redoubt.detection.bias import calibrate_witness, tried, winners
 from redoubt.detection.changes import Changes
 from redoubt.detection.detector import Detector, Settings
 from redoubt.detection.flagged import planned, questions
-from redoubt.detection.pattern import sketch
+from redoubt.detection.pattern import common, sketch
 from redoubt.detection.probability import calibrate_probability
 from redoubt.detection.rehearsal import KINDS, rehearse_all
 from redoubt.detection.scoring import CLEAN, Examples, conformal_threshold, fit_scorer, harmless, score, scores
@@ -36,7 +36,7 @@ _LARGE = 2_000_000   # weights; beyond this each gradient on a CPU costs tens of
 _FRESH = 16          # for so many attack blocks one is made of calibration pictures, to learn probabilities from
 _SPREAD = 4          # times as many fixed patterns are learned from as calibrated with, in as many questions
 _PART = 256          # pictures sketched at a time
-_WINNERS, _CLOSELY = 8, 4   # harmless changes that win most are looked at again, on so many times the pictures
+_WINNERS, _LOOKS = 8, 4   # harmless changes that win most are tried again, so many times
 _WITNESSES = 32       # flagged attacks without which the model is not asked
 _TOLD = 8            # flagged blocks in Linf without which no strength can be learned
 
@@ -177,12 +177,13 @@ def fit(
     if asks:
         learned, held = answers[: len(plans[0])], answers[len(plans[0]) :]
         witness = fit_witness(flagged, {key: measured for key, (measured, _) in learned}, seed=seed)
-        witness.usual.copy_(torch.cat([sketch(part) for part in held_out.split(_PART)]).mean(0))
-        found = seen(witness, held)
-        again = {change.key for change in winners(found, NOISE, _WINNERS)}
-        plan = [(*key, _CLOSELY * n) for *key, n in plans[1] if tuple(key) in again]
-        more = side_by_side(questions(twin, held_out, plan, levels, judge, threshold, seed + 1, look=1), device)
-        calibrate_witness(witness, found, seen(witness, more), NOISE)
+        witness.usual.copy_(common(torch.cat([sketch(part) for part in held_out.split(_PART)])))
+        found = tried(witness, held)
+        most = {change.key for change in winners(found, NOISE, _WINNERS)}
+        plan = [line for line in plans[1] if line[:3] in most]
+        looks = (questions(twin, held_out, plan, levels, judge, threshold, seed + 1, look=1 + i) for i in range(_LOOKS))
+        again = tried(witness, side_by_side(chain.from_iterable(looks), device))
+        calibrate_witness(witness, found, again, NOISE)
         power = _power(witness, flagged)
     report("strength and evidence")
     settings = Settings(

@@ -115,8 +115,10 @@ def decide(
         reason = f"{measured} {within} the {have:.4g} that the champion covers{note}"
         return Decision(retrain=False, threat=threat, reason=reason, capped=capped, covered=True)
     if not strength.witnessed:
-        what = "one pattern on many inputs, which does" if strength.shared else "these changes do"
-        reason = f"{measured}, but {what} no more to the model than random ones: shift"
+        what = "these changes do no more to the model than random ones"
+        if strength.shared:
+            what = "most inputs carry one pattern, and it does hardly more to the model than a harmless one may"
+        reason = f"{measured}, but {what}: shift"
         return Decision(retrain=False, threat=None, reason=reason, shift=True)
     if threat.epsilon <= have:
         reason = f"{measured} exceeds the {have:.4g} that the champion covers, which is already the ceiling{note}"

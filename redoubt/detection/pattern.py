@@ -15,7 +15,8 @@ from torch import Tensor
 from redoubt.detection.benign import blur
 from redoubt.detection.networks import SKETCH
 
-SAME = 0.03   # mean cosine between the details of two pictures, from which on they share a pattern
+SAME = 0.04   # an input shares a pattern whose detail has this mean cosine with the others' or more
+COMMON = 4    # directions that the details of clean pictures lie along, which say nothing of a pattern
 _LOUD = 0.1   # no pixel counts for more, or a few edges would be all of a picture's detail
 
 
@@ -37,13 +38,28 @@ def sketch(x: Tensor) -> Tensor:
     return F.pad(mixed, (0, -mixed.shape[1] % SKETCH)).unflatten(1, (SKETCH, -1)).sum(2)
 
 
-def alike(sketches: Tensor) -> float:
-    """The mean cosine between the details of any two of the pictures behind the sketches [n, SKETCH]; 0 for one.
+def common(sketches: Tensor) -> Tensor:
+    """The directions that clean pictures have in common, orthonormal: sketches [N, SKETCH] to [COMMON, SKETCH].
 
-    Where a share q of them carries one pattern, and the others nothing in common, it is q squared of the pattern's.
+    Pictures that are aligned, of faces or garments, have outlines in common, too.
     """
-    n, total = len(sketches), sketches.sum(0)
-    return ((total @ total - sketches.square().sum()) / max(1, n * (n - 1))).item()
+    return torch.linalg.eigh(sketches.T @ sketches).eigenvectors[:, -COMMON:].T.contiguous()
+
+
+def agreement(sketches: Tensor) -> Tensor:
+    """The mean cosine between the detail of each picture and those of the others, but for chance.
+
+    Of n inputs of which a share q carries one pattern, these have q times the cosine that two of them have, and the
+    others have 0, give or take 0.18 / sqrt(n) each.
+
+    Args:
+        sketches: [n, SKETCH], less what is `common`.
+
+    Returns:
+        [n]; 0 for one alone.
+    """
+    others = sketches.sum(0) - sketches
+    return (sketches * others).sum(1) / max(1, len(sketches) - 1)
 
 
 @lru_cache(maxsize=8)

@@ -43,7 +43,8 @@ class Strength:
         n: how many inputs were judged; a group that stands apart may be as small as 16 of them.
         harmless: the inputs look like noise or another change without malice; then the bounds mean nothing.
         witnessed: the changes do to the classifier what random ones would not; without that nothing is retrained.
-        shared: many of the inputs carry one pattern, which more is asked of before it is taken for an attack.
+        shared: most of those whose strength it is carry one pattern, of which more is asked before it is taken for an
+            attack.
         levels: largest stored pixel value, at least 64, where the campaign is one in Linf and arrived in whole levels:
             then its epsilon is a whole number of them. None otherwise.
     """

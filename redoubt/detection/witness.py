@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from redoubt.detection.measures import MEASURES
 from redoubt.detection.networks import SKETCH
+from redoubt.detection.pattern import COMMON
 
 BOUND = 3.0         # no single input speaks louder than this, as a logarithm of odds
 SHARE = 0.3         # of a campaign that a hidden attack is assumed to make up when its inputs are betted on
@@ -58,7 +59,7 @@ class Witness(nn.Module):
         self.register_buffer("bias", torch.zeros(()))
         self.register_buffer("further", torch.zeros(()))
         self.register_buffer("pattern", torch.zeros(()))
-        self.register_buffer("usual", torch.zeros(SKETCH))
+        self.register_buffer("usual", torch.zeros(COMMON, SKETCH))
         self.layers = nn.Sequential(nn.Linear(MEASURES, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(),
                                     nn.Linear(hidden, 1))
         nn.init.zeros_(self.layers[-1].weight)   # untrained it says nothing
@@ -74,8 +75,8 @@ class Witness(nn.Module):
         return self(measured) - self.bias
 
     def detail(self, sketches: Tensor) -> Tensor:
-        """Sketches [N, SKETCH], less what clean pictures have in common."""
-        return sketches - self.usual
+        """Sketches [N, SKETCH], less the directions that clean pictures have in common."""
+        return sketches - sketches @ self.usual.T @ self.usual
 
 
 def fit_witness(attacked: Tensor, changed: dict, *, seed: int, steps: int = 1500) -> Witness:

@@ -14,10 +14,11 @@ from torch import nn
 from redoubt.attacks import on_lattice, pgd
 from redoubt.detection import Budget, decide, fit, witness
 from redoubt.detection.benign import NOISE
-from redoubt.detection.bias import calibrate_witness, seen, winners
+from redoubt.detection.bias import calibrate_witness, tried, winners
 from redoubt.detection.flagged import planned, questions
 from redoubt.detection.measures import MEASURES, measures
 from redoubt.detection.networks import DETAIL, PIXELS, SKETCH
+from redoubt.detection.pattern import common, sketch
 from redoubt.detection.witness import RISK, Witness, bet, fit_witness
 from redoubt.threat import ThreatModel
 
@@ -41,9 +42,9 @@ def digits_detector(digits, digits_model, small, watched):
         watched["groups"].append(sum(fixed for *_, fixed in changed))
         return fit_witness(attacked, changed, seed=seed)
 
-    def calibrated(net, changes, closely, noise):
-        watched["calibrated"] += [changes, closely]
-        calibrate_witness(net, changes, closely, noise)
+    def calibrated(net, changes, again, noise):
+        watched["calibrated"] += [changes, again]
+        calibrate_witness(net, changes, again, noise)
 
     with pytest.MonkeyPatch.context() as patch:
         for name, function in {"questions": asked, "fit_witness": learned, "calibrate_witness": calibrated}.items():
@@ -72,21 +73,27 @@ def test_attacks_bear_witness_and_noise_does_not(digits, digits_model, digits_de
 
 
 def test_patterns_to_calibrate_with_are_not_those_learned_from(digits, digits_detector, watched, small):
-    first, second, again = watched["asked"]
-    assert first[0] != second[0] == again[0] and again[3] == {"look": 1}
-    splits = ("detector_fit", "calibration", "calibration")
-    assert [part[1] for part in (first, second, again)] == [len(digits.arrays(split)[0]) for split in splits]
+    first, second, *again = watched["asked"]
+    assert first[0] != second[0] and {part[0] for part in again} == {second[0]}
+    assert [part[3] for part in again] == [{"look": look} for look in (1, 2, 3, 4)]
+    sizes = [len(digits.arrays(split)[0]) for split in ("detector_fit", *["calibration"] * 5)]
+    assert [part[1] for part in watched["asked"]] == sizes
     fixed = sum(line[2] for line in planned(small.noise))
     assert watched["groups"] == [4 * fixed] and fixed >= 30
 
 
-def test_what_wins_most_is_looked_at_again_and_closely(digits_detector, watched):
-    usual, plan = (part[2] for part in watched["asked"][1:])
-    changes, closely = watched["calibrated"]
-    assert {tuple(key) for *key, _ in plan} == {change.key for change in winners(changes, NOISE, 8)}
-    assert len(closely) == len(plan) == 8 and {(*key, n // 4) for *key, n in plan} < set(usual)
+def test_what_wins_most_is_tried_again(digits_detector, watched):
+    changes, again = watched["calibrated"]
+    _, (*_, usual, _), *looks = watched["asked"]
+    best = {change.key for change in winners(changes, NOISE, 8)}
+    assert all({line[:3] for line in plan} == best and set(plan) < set(usual) for *_, plan, _ in looks)
     first = {change.key: change.error for change in changes}
-    assert sum(change.error < first[change.key] for change in closely) >= 6
+    assert {change.key for change in again} == best and sum(one.error < first[one.key] for one in again) >= 6
+
+
+def test_the_details_that_clean_pictures_have_in_common_are_told_from_all_of_them(digits, digits_detector):
+    usual = common(sketch(digits.tensors("calibration")[0]))
+    torch.testing.assert_close(digits_detector.witness.usual.abs(), usual.abs(), rtol=1e-3, atol=1e-3)
 
 
 def test_the_model_is_asked_about_flagged_inputs_only(digits, digits_model, digits_detector):
@@ -158,7 +165,7 @@ def test_noise_wins_no_bet_on_average_and_attacks_do():
 
     net = fit_witness(drawn(400, 0.4), {"some": drawn(400, 0.0)}, seed=0, steps=150)
     changed = {("some", 0.5): drawn(400, 0.0), ("some", 1.0): drawn(400, 0.1), ("harmless", 1.0): drawn(400, 0.2)}
-    changes = seen(net, ((key, (part, torch.zeros(400, SKETCH))) for key, part in changed.items()))
+    changes = tried(net, (((*key, False), (part, torch.zeros(400, SKETCH))) for key, part in changed.items()))
     calibrate_witness(net, changes, [], ("some",))
     assert net.bias > 0 and net.further > 0
     for at in (0.0, 0.1):
@@ -167,19 +174,54 @@ def test_noise_wins_no_bet_on_average_and_attacks_do():
     assert bet(net.testimony(drawn(64, 0.4))) >= -math.log(RISK)
 
 
-def test_campaigns_that_share_a_pattern_have_to_win_more(digits, digits_model, digits_detector):
-    verdicts = digits_detector.assess(sent(digits, digits_model, "pgd", 0.2))
-    evidence = verdicts.evidence[verdicts.is_adversarial][:64]
-    strict = copy.copy(digits_detector)
-    strict.witness = copy.deepcopy(digits_detector.witness)
-    strict.witness.pattern.fill_(9.0)
+@pytest.fixture
+def strict(digits_detector):
+    """The detector, which asks much of a pattern."""
+    detector = copy.copy(digits_detector)
+    detector.witness = copy.deepcopy(digits_detector.witness)
+    detector.witness.pattern.fill_(9.0)
+    return detector
+
+
+def campaign(digits, digits_model, detector, n: int = 64) -> torch.Tensor:
+    """Evidence of an attack, of inputs that have nothing in common."""
+    verdicts = detector.assess(sent(digits, digits_model, "pgd", 0.2))
+    evidence = verdicts.evidence[verdicts.is_adversarial][:n].clone()
+    sketches = torch.randn(n, SKETCH, generator=torch.Generator().manual_seed(1))
+    sketches[:, 0] = 0   # left for a pattern
+    evidence[:, DETAIL:] = 0.1 * sketches / sketches.norm(dim=1, keepdim=True)
+    return evidence
+
+
+def test_inputs_that_share_a_pattern_have_to_win_more(digits, digits_model, digits_detector, strict):
+    evidence = campaign(digits, digits_model, strict)
     own = strict.campaign(evidence)
     assert own.witnessed and not own.shared and strict.wealth(evidence) == digits_detector.wealth(evidence)
     evidence[:, DETAIL:] = torch.eye(SKETCH)[0]
     shared = strict.campaign(evidence)
-    assert shared.shared and not shared.witnessed and "one pattern on many inputs" in decide(shared, ()).reason
+    assert shared.shared and not shared.witnessed and "one pattern" in decide(shared, ()).reason
     strict.witness.pattern.fill_(0.0)
     assert strict.campaign(evidence).witnessed
+
+
+def test_a_pattern_on_a_part_costs_the_others_nothing(digits, digits_model, digits_detector, strict):
+    evidence = campaign(digits, digits_model, strict)
+    alone = strict.wealth(evidence[:40])
+    evidence[40:, DETAIL:] = torch.eye(SKETCH)[0]
+    assert strict.wealth(evidence) == pytest.approx(alone + 24 * math.log(0.7), abs=0.1)
+    assert not strict.campaign(evidence).shared
+
+
+def test_what_pixels_and_patterns_ask_for_is_not_asked_twice_nor_of_those_not_asked(digits, digits_model, strict):
+    evidence = campaign(digits, digits_model, strict)
+    evidence[:, DETAIL:], evidence[:, PIXELS] = torch.eye(SKETCH)[0], 2.0
+    strict.witness.pattern.fill_(0.5)
+    strict.witness.further.fill_(0.75)
+    each = [math.log(0.7 + 0.3 * math.exp(2.0 - more)) for more in (0.5, 0.75)]
+    assert [strict.wealth(evidence, harmless=harmless) for harmless in (False, True)] == pytest.approx(
+        [64 * one for one in each], rel=1e-4)
+    evidence[10:, PIXELS] = 0
+    assert strict.wealth(evidence) == pytest.approx(10 * each[0], rel=1e-4)
 
 
 def test_the_worst_harmless_change_teaches_most(monkeypatch):
