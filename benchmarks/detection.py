@@ -119,7 +119,7 @@ def attack_cell(of: Subject, detector: Detector, clean: Tensor, attack: str, eps
 def wealth(detector: Detector, verdicts) -> float:
     """Logarithm of what a bet on 64 flagged inputs wins on average; from 4.6 on a campaign is an attack."""
     evidence = verdicts.evidence[verdicts.is_adversarial]
-    return CAMPAIGN * detector.wealth(evidence) / max(1, len(evidence))
+    return CAMPAIGN * detector.wealth(evidence) / len(evidence) if len(evidence) else 0.0
 
 
 def noise_cell(of: Subject, detector: Detector, x: Tensor, y: Tensor, args) -> dict:
