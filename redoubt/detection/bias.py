@@ -11,7 +11,8 @@ from torch import Tensor
 from redoubt.detection.pattern import SAME, agreement
 from redoubt.detection.witness import Witness
 
-_NEXT = 0.5    # by how much the next fixed pattern may win more than the worst of those that were tried
+_NEXT = 0.5   # by how much the next fixed pattern may win more than the worst of those that were tried
+_ELSEWHERE = 0.15   # by how much noise may win more on pictures from elsewhere than on those to calibrate with
 _ENOUGH = 16   # pictures under a harmless change without which nothing is said of what it wins
 
 
@@ -58,10 +59,10 @@ def winners(changes: list[Change], noise: tuple[str, ...], count: int) -> list[C
 def calibrate_witness(net: Witness, changes: list[Change], again: list[Change], noise: tuple[str, ...]) -> None:
     """Set the biases with which no harmless change, of whatever kind and amount, wins a bet on average.
 
-    What wins most of many has mostly been lucky: it is tried again on more pictures, and what it wins then with a
-    standard error for a margin sets the bias. A pattern that is the same on all pictures is no sample of what others
-    win: the worst of them and a margin are answered by `pattern`, which inputs that share one pay beyond `bias`. One
-    that hardly shows counts for `bias`.
+    What wins most of many has mostly been lucky: it is tried again on more pictures, and what it wins then, with a
+    standard error and a margin for pictures from elsewhere, sets the bias. A pattern that is the same on all pictures
+    is no sample of what others win: the worst of them and a margin are answered by `pattern`, which inputs that share
+    one pay beyond `bias`. One that hardly shows counts for `bias`.
 
     Args:
         changes: what came of harmless changes.
@@ -71,7 +72,7 @@ def calibrate_witness(net: Witness, changes: list[Change], again: list[Change], 
     """
     known = {change.key for change in again}
     own = [change.won for change in changes if change.key[0] in noise and not change.shared and change.key not in known]
-    bias = max([0.0, *own, *(change.won + change.error for change in again)])
+    bias = max([0.0, *(won + _ELSEWHERE for won in (*own, *(change.won + change.error for change in again)))])
     patterns = [change.won + _NEXT for change in changes if change.key[0] in noise and change.shared]
     others = [change.won for change in changes if change.key[0] not in noise]
     net.bias.fill_(bias)
