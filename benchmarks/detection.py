@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,16 +45,15 @@ def fitted(of: Subject, seed: int, *, quick: bool = False) -> Detector:
     Args:
         quick: fit a lesser one, in half a minute, and keep nothing.
     """
+    make = partial(fit, of.model, of.data.tensors("detector_fit"), of.data.tensors("calibration"),
+                   levels=of.data.levels, seed=seed)
     if quick:
         config = FitConfig(blocks=160, score_steps=250, strength_steps=800, noise=32)
-        return fit(of.model, of.data.tensors("detector_fit"), of.data.tensors("calibration"), levels=of.data.levels,
-                   further=of.data.tensors("train", 4_000), seed=seed, config=config)
+        return make(further=of.data.tensors("train", 4_000), config=config)
     folder = RESULTS / "detectors" / f"{of.name.replace(' ', '-')}-{seed}-{digest(of.key, code_key(*CODE))}"
     if not (folder / "detector.json").is_file():
-        detector = fit(of.model, of.data.tensors("detector_fit"), of.data.tensors("calibration"),
-                       levels=of.data.levels, further=of.data.tensors("train", 10_000), seed=seed)
         folder.mkdir(parents=True, exist_ok=True)
-        detector.save(folder)
+        make(further=of.data.tensors("train", 10_000)).save(folder)
     return Detector.load(folder, of.model)
 
 

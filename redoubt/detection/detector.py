@@ -205,6 +205,9 @@ class Detector:
         Args:
             evidence: [n, K] as for `campaign`; those that the model was not asked about neither win nor lose.
             harmless: pixels speak for a harmless change, so that more is asked for.
+
+        Raises:
+            InvalidInput: as `campaign` does.
         """
         evidence = self._checked(evidence)
         return self._won(evidence[:, ODDS], _sharing(evidence), harmless)

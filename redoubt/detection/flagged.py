@@ -61,7 +61,7 @@ def planned(most: int, *, spread: int = 1) -> list[tuple[str, float, bool, int]]
         spread: so many times more patterns, each on so many times fewer pictures: to learn from, where it need not be
             known what each wins.
     """
-    plan = [(kind, amount, False, most // 2) for kind in (*BENIGN, "shading", "waves")
+    plan = [(kind, amount, False, most // 2) for kind in dict.fromkeys((*BENIGN, *NOISE))
             for amount in (_EITHER_WAY if kind in _SIGNED else _AMOUNTS)]
     least, largest = _FIXED
     for kind, usual in _PATTERNS.items():

@@ -50,7 +50,15 @@ class Budget:
 
 
 class Witness(nn.Module):
-    """`measures` of an input to the logarithm of the odds that it was attacked rather than changed at random."""
+    """`measures` of an input to the logarithm of the odds that it was attacked rather than changed at random.
+
+    Buffers:
+        mean, scale: of the measures that it learned from, [MEASURES].
+        bias: what is taken off every input's odds; `calibrate_witness` sets this and the next two.
+        further: what is taken off besides where pixels speak for a harmless change.
+        pattern: what is taken off besides where the input shares a pattern with others.
+        usual: directions that the details of clean pictures have in common, [COMMON, SKETCH].
+    """
 
     def __init__(self, hidden: int = 48):
         super().__init__()

@@ -212,6 +212,22 @@ def test_a_pattern_on_a_part_costs_the_others_nothing(digits, digits_model, digi
     assert not strict.campaign(evidence).shared
 
 
+def test_the_strongest_group_is_held_against_itself(digits, digits_model, strict, monkeypatch):
+    """What some carry faintly shows among themselves where it is lost among all."""
+    evidence = campaign(digits, digits_model, strict, n=128)
+    evidence[:24, DETAIL] = 0.25
+    few, (_, reading) = torch.arange(24), strict._strongest_by_pixels(evidence[:, :PIXELS])
+    assert not strict.campaign(evidence).shared
+    monkeypatch.setattr(strict, "_strongest_by_pixels", lambda pixels: (few, reading))
+    assert strict.campaign(evidence).shared
+
+
+def test_evidence_is_less_what_clean_pictures_have_in_common(digits, digits_model, digits_detector):
+    evidence = digits_detector.assess(sent(digits, digits_model, "pgd", 0.2)).evidence
+    detail, usual = evidence[:, DETAIL:], digits_detector.witness.usual
+    assert detail.norm() > 1 and usual.norm() > 1 and (detail @ usual.T).abs().max() < 1e-5
+
+
 def test_what_pixels_and_patterns_ask_for_is_not_asked_twice_nor_of_those_not_asked(digits, digits_model, strict):
     evidence = campaign(digits, digits_model, strict)
     evidence[:, DETAIL:], evidence[:, PIXELS] = torch.eye(SKETCH)[0], 2.0
