@@ -50,9 +50,11 @@ def test_steps_do_not_know_kfp(file):
 @pytest.mark.parametrize("module, absent", [
     ("serving.app", ["kfp", "torchvision", "matplotlib", "components", "pipelines"]),
     ("pipelines.cli", ["torch", "kfp", "mlflow"]),
+    ("components.begin.step", ["torch", "mlflow"]),
+    ("components.prepare_data.step", ["torch", "mlflow"]),
 ])
 def test_what_a_module_loads(module, absent):
-    """Loaded indirectly counts too, and the command's help must not wait for torch."""
+    """Loaded indirectly counts too; neither the command's help nor a run's first steps must wait for torch."""
     code = f"import sys, {module}; print(','.join(m for m in {absent} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == ""

@@ -11,13 +11,15 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from redoubt.data.sources import Source
 from redoubt.errors import ArtifactError, InvalidInput, one_of
+
+if TYPE_CHECKING:   # torch takes two seconds to import, and a run's first two steps need no tensor
+    from torch import Tensor
 
 SPLITS = ("train", "validation", "detector_fit", "calibration", "gate", "test")
 METADATA = "metadata.json"
@@ -211,4 +213,6 @@ class Prepared:
 
     def pixels(self, split: str, limit: int | None = None) -> tuple[Tensor, Tensor]:
         """Pictures as they are stored (uint8 [N, C, H, W], at most `levels`) and labels of one split, see `tensors`."""
+        import torch
+
         return tuple(torch.from_numpy(np.array(part[:limit])) for part in self.arrays(split))
