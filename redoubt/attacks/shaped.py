@@ -32,9 +32,11 @@ def smooth(width: float) -> Shape:
 
     def shape(gradient: Tensor) -> Tensor:
         channels = gradient.shape[1]
-        row = line.to(gradient).expand(channels, 1, 1, -1)
-        gradient = F.conv2d(gradient, row, padding=(0, reach), groups=channels)
-        return F.conv2d(gradient, row.transpose(2, 3), padding=(reach, 0), groups=channels)
+        row = line.to(gradient.device).expand(channels, 1, 1, -1)
+        # In bfloat16, kernels of 15 pixels and more take seconds on a CPU.
+        with torch.autocast(gradient.device.type, enabled=False):
+            gradient = F.conv2d(gradient.float(), row, padding=(0, reach), groups=channels)
+            return F.conv2d(gradient, row.transpose(2, 3), padding=(reach, 0), groups=channels)
 
     return shape
 
@@ -52,6 +54,24 @@ def cells(side: int, corner: tuple[int, int] = (0, 0)) -> Shape:
         padded = F.pad(gradient, (left, -(left + width) % side, up, -(up + height) % side))
         means = F.avg_pool2d(padded, side)
         return F.interpolate(means, scale_factor=side, mode="nearest")[..., up : up + height, left : left + width]
+
+    return shape
+
+
+def guessed(noise: float, seed: int) -> Shape:
+    """The gradient and so many times its size of chance, drawn anew each time.
+
+    So little know those of it who ask for answers along a few random directions (SPSA: Uesato et al. 2018, arXiv
+    1802.05666).
+    """
+    generators: dict[torch.device, torch.Generator] = {}
+
+    def shape(gradient: Tensor) -> Tensor:
+        if gradient.device not in generators:
+            generators[gradient.device] = torch.Generator(gradient.device).manual_seed(seed)
+        size = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
+        drawn = torch.randn(gradient.shape, generator=generators[gradient.device], device=gradient.device)
+        return gradient + noise * size * drawn.to(gradient.dtype)
 
     return shape
 

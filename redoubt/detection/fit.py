@@ -21,7 +21,7 @@ from redoubt.detection.detector import Detector, Settings
 from redoubt.detection.flagged import planned, questions
 from redoubt.detection.pattern import common, sketch
 from redoubt.detection.probability import calibrate_probability
-from redoubt.detection.rehearsal import KINDS, rehearse_all
+from redoubt.detection.rehearsal import KINDS, TELLING, rehearse_all
 from redoubt.detection.scoring import CLEAN, Examples, conformal_threshold, fit_scorer, harmless, score, scores
 from redoubt.detection.strength import ENOUGH_FLAGGED
 from redoubt.detection.strength_learning import learn_strength
@@ -59,7 +59,7 @@ class FitConfig:
             96, fewer fixed patterns are tried, too.
     """
 
-    blocks: int = 1440
+    blocks: int = 1800
     block_size: int = 16
     linf: tuple[float, float] = (0.01, 0.45)
     l2: tuple[float, float] = (0.01, 0.15)
@@ -86,7 +86,7 @@ class FitConfig:
         if next(model.parameters()).device.type == "cpu" and sum(w.numel() for w in model.parameters()) > _LARGE:
             config = cls(blocks=96, block_size=16, strength_steps=700, noise=32)
         else:
-            config = cls() if len(x) >= ENOUGH else cls(blocks=720, strength_steps=1200)
+            config = cls() if len(x) >= ENOUGH else cls(blocks=900, strength_steps=1200)
             if x.shape[1] > 1 and len(x) >= ENOUGH:   # colour has more to tell apart
                 config = replace(config, score_steps=2400, strength_steps=10_000, moved=1, drawn=800)
         room = int(_MEMORY / (2 * x[0].numel() * config.block_size) * 3 / 4)   # L2 adds a third
@@ -162,7 +162,8 @@ def fit(
     attacked = scores(scorer, rehearsal.attacked).view(rehearsal.real.shape)
     usable = rehearsal.real & (attacked > threshold)
     _check_told(usable[rehearsal.norm == 0], len(x), ranges[0])
-    flagged = rehearsal.asked[usable[:, : rehearsal.asked.shape[1]]] if len(rehearsal.asked) else rehearsal.asked
+    telling = usable & (rehearsal.kind < TELLING).unsqueeze(1)
+    flagged = rehearsal.asked[telling[:, : rehearsal.asked.shape[1]]] if len(rehearsal.asked) else rehearsal.asked
     asks = len(flagged) >= _WITNESSES
     # What noise is good for, the model says; pixels speak for or against what it cannot know.
     kinds = [kind for kind in BENIGN if not asks or kind not in NOISE]

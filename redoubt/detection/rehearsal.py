@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from redoubt.attacks import fgsm, momentum_pgd, on_lattice, pgd, shaped
+from redoubt.attacks import fgsm, masked, momentum_pgd, on_lattice, pgd, shaped
 from redoubt.compute import side_by_side
 from redoubt.detection.benign import blur
 from redoubt.detection.features import features
@@ -27,7 +27,8 @@ from redoubt.threat import ThreatModel
 from redoubt.training.loop import use_bfloat16
 
 ASKED, MANY = 2, 1000   # inputs of each attack block that the model is asked about; twice as many of fewer blocks
-KINDS = ("fgsm", "step", "pgd", "climb", "momentum", "transfer", "smooth", "cells")
+KINDS = ("fgsm", "step", "pgd", "climb", "momentum", "transfer", "smooth", "cells", "part", "guessed")
+TELLING = 8   # the first of them; from the others, which resemble noise more, the model's evidence learns nothing
 Attack = Callable[[Tensor, Tensor], Tensor]   # pictures and labels to adversarial ones
 _SMOOTH = 0.85   # of a change's length is left by the mean over 3 x 3 pixels, then it counts as coarse
 
@@ -231,7 +232,7 @@ def _attack(kind: str, model, surrogates, threat: ThreatModel, x: Tensor, dice: 
 
     Half of the transferred ones go through a smoothed gradient, too: attackers do that to get across.
     """
-    noise = torch.Generator(x.device).manual_seed(int(dice.uniform(0, 2**31)))
+    noise, mask = torch.Generator(x.device).manual_seed(int(dice.uniform(0, 2**31))), None
     if kind == "transfer":
         model = surrogates[int(dice.uniform(0, len(surrogates)))]
         kind = ("fgsm", "pgd", "momentum")[int(dice.uniform(0, 3))]
@@ -243,6 +244,11 @@ def _attack(kind: str, model, surrogates, threat: ThreatModel, x: Tensor, dice: 
         side = round(dice.log_uniform(2, x.shape[-1] / 2.5))
         corner = int(dice.uniform(0, side)), int(dice.uniform(0, side))
         model, kind = shaped.through(model, shaped.cells(side, corner)), "shaped"
+    elif kind == "guessed":
+        chance = shaped.guessed(dice.log_uniform(0.5, 4), int(dice.uniform(0, 2**31)))
+        model, kind = shaped.through(model, chance), "climb"
+    elif kind == "part":
+        mask, kind = _mask(dice), "shaped"
     if kind == "fgsm":
         return partial(fgsm, model, threat=threat)
     if kind == "step":
@@ -258,9 +264,23 @@ def _attack(kind: str, model, surrogates, threat: ThreatModel, x: Tensor, dice: 
     alpha = dice.log_uniform(0.5, 3) * threat.epsilon / steps
     if kind == "shaped":   # no start between: its noise would be the only fine detail
         alpha = max(alpha, 1.01 * threat.epsilon / steps)
-        return partial(pgd, model, threat=threat, steps=steps, alpha=alpha, random_start=False)
+        climb = partial(pgd, threat=threat, steps=steps, alpha=alpha, random_start=False)
+        return partial(climb, model) if mask is None else partial(masked.within, mask, climb, model)
     start = dice.chance(0.7) or alpha * steps < threat.epsilon
     return partial(pgd, model, threat=threat, steps=steps, alpha=alpha, random_start=start, generator=noise)
+
+
+def _mask(dice: Dice) -> masked.Mask:
+    """Which pixels an attack on a part of each picture may change."""
+    sort = int(dice.uniform(0, 4))
+    if sort == 0:
+        return masked.inside(dice.log_uniform(0.002, 0.1))
+    if sort == 1:
+        return masked.busy(dice.uniform(0.2, 0.7))
+    if sort == 2:
+        height, width = dice.uniform(0.3, 0.8), dice.uniform(0.3, 0.8)
+        return masked.window(dice.uniform(0, 1 - height), dice.uniform(0, 1 - width), height, width)
+    return masked.scattered(dice.uniform(0.1, 0.6), int(dice.uniform(0, 2**31)))
 
 
 def _smoothed(model: nn.Module, dice: Dice) -> nn.Module:

@@ -15,7 +15,7 @@ from redoubt.detection.networks import Scorer, certainty
 
 CONFIDENCE = 0.99    # of the bound of the realised false-positive rate
 CLEAN, FLOAT, CHANGED, RANDOM = 4.0, 1.0, 0.3, 0.01   # what one picture of each sort weighs
-NEAR = 0.35          # the same of one that lies just across a boundary, where an attack weighs 1
+NEAR = 0.5           # the same of one that lies just across a boundary, where an attack weighs 1
 _STRUCTURED = ("stripes", "coarse")   # noise with the texture of black-box search: scored as it comes
 _RATE, _DECAY = 3e-3, 0.05
 BATCH = 256          # pictures that the scorer reads at once

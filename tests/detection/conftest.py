@@ -10,7 +10,7 @@ from redoubt.detection import Detector, FitConfig, fit
 @pytest.fixture(scope="session")
 def small() -> FitConfig:
     """What `FitConfig.suited_to` gives so few pictures, for tests that alter a part of it: twenty seconds."""
-    return FitConfig(blocks=720, strength_steps=1200, score_steps=800)
+    return FitConfig(blocks=900, strength_steps=1200, score_steps=800)
 
 
 @pytest.fixture(scope="session")

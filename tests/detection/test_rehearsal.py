@@ -7,7 +7,7 @@ import torch
 
 from redoubt.attacks import on_lattice, pgd
 from redoubt.detection import rehearsal
-from redoubt.detection.rehearsal import Block, across, is_coarse, rehearse, rehearse_all
+from redoubt.detection.rehearsal import KINDS, Block, across, is_coarse, rehearse, rehearse_all
 from redoubt.detection.surrogates import fit_surrogates
 from redoubt.threat import ThreatModel
 
@@ -73,6 +73,20 @@ def test_the_strength_that_arrives_is_told_apart_from_the_one_that_was_set(digit
             assert abs(block.strength - block.threat.epsilon) <= 0.5001 / LEVELS
             assert (block.x - block.clean).abs().max().item() <= block.strength + 1e-5
     assert seen == {True, False}
+
+
+def test_some_attacks_leave_pixels_alone(digits, digits_model):
+    """Those near black and white, a window, busy places or a scattering: one kind does."""
+    x, y = digits.tensors("detector_fit")
+    left: dict[str, list[float]] = {}
+    surrogates = fit_surrogates(digits_model, x, seed=0, epochs=1)
+    for make in rehearse(digits_model, surrogates, x, y, blocks=20 * len(KINDS), size=16, levels=255, norm="Linf",
+                         epsilon=(0.1, 0.3), seed=4):
+        block = make()
+        alone = ((block.x - block.clean).abs() < 0.5 / 255).float().mean().item()
+        left.setdefault(block.kind, []).append(alone)
+    assert sorted(left["part"])[10] > 0.5 and min(left["part"]) > 0.1
+    assert all(sorted(shares)[10] < 0.45 for kind, shares in left.items() if kind != "part"), left
 
 
 def test_what_arrived_is_what_strength_is_learned_from(digits, digits_model):
