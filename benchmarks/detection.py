@@ -17,6 +17,7 @@ results/detection.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from functools import partial
@@ -78,22 +79,34 @@ def campaigns(evidence: Tensor, size: int, count: int, seed: int):
 
 
 def attack_cell(of: Subject, detector: Detector, clean: Tensor, attack: str, epsilon, args) -> dict:
-    """The figures of one attack at one epsilon; `clean` are the scores of the clean test split."""
-    x_adv, rows = adversarial(of, attack, epsilon, args.n, args.seed)
+    """The figures of one attack at one epsilon."""
+    return judged(of, detector, clean, *adversarial(of, attack, epsilon, args.n, args.seed), epsilon, args,
+                  norm="L2" if attack in L2 else "Linf")
+
+
+def judged(of: Subject, detector: Detector, clean: Tensor, x_adv: Tensor, rows: Tensor, epsilon, args, *,
+           norm: str) -> dict:
+    """The figures of an attack's pictures, made from so many `rows` of the first n test pictures.
+
+    Args:
+        clean: the scores of the clean test split.
+        epsilon: None of an attack that has none: then the 95th percentile of the lengths stands for it.
+    """
     x, y = of.data.tensors("test", args.n)
     if len(rows) < 10:
         return {"n": len(rows)}
     verdicts = detector.assess(x_adv)
     with torch.no_grad():
         accuracy = (of.model(x_adv).argmax(1) == y[rows]).float().mean().item()
-    norm = "L2" if attack in L2 else "Linf"
-    true = epsilon or (x_adv - x[rows]).flatten(1).norm(dim=1).quantile(0.95).item()
+    change = (x_adv - x[rows]).flatten(1)
+    true = epsilon or change.norm(dim=1, p=2 if norm == "L2" else math.inf).quantile(0.95).item()
     # Intervals are of what arrived: 0.03 in whole levels is 8 / 255.
-    most = round((x_adv - x[rows]).abs().max().item() * of.data.levels) / of.data.levels
+    most = round(change.abs().max().item() * of.data.levels) / of.data.levels
     arrived = most if norm == "Linf" else true
     inside = holds(verdicts, arrived).float().mean().item() if norm == "Linf" else None
     out = {
-        "n": len(rows), "true": true, "arrived": arrived, "accuracy": accuracy, "auroc": auroc(clean, verdicts.score),
+        "n": len(rows), "norm": norm, "true": true, "arrived": arrived, "accuracy": accuracy,
+        "auroc": auroc(clean, verdicts.score),
         "at_1_percent": (verdicts.score > clean.quantile(0.99)).float().mean().item(),
         "flagged": verdicts.is_adversarial.float().mean().item(), "inside_90_percent": inside,
         "wealth": wealth(detector, verdicts),
@@ -174,7 +187,7 @@ def attack_row(of: Subject, attack: str, epsilon, cell: dict) -> list:
     names = ("accuracy", "auroc", "at_1_percent", "flagged", "inside_90_percent", "estimate", "matched", "wealth",
              "retrains", "retrains_256")
     cells = [cell.get(name) for name in names]
-    shown = f"{epsilon:.4f}" if epsilon else f"L2 {cell.get('true', 0):.3g}"
+    shown = f"{epsilon:.4f}" if epsilon else f"{cell.get('norm', '')} {cell.get('true', 0):.3g}"
     return [of.name, attack, shown, cell["n"], *["-" if one is None else f"{one:.3f}" for one in cells]]
 
 

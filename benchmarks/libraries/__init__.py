@@ -1,0 +1,1 @@
+"""Attacks of torchattacks and foolbox: see `__main__`."""
