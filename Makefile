@@ -38,7 +38,7 @@ lint: install       ## check style
 format: install     ## mend what style can mend by itself
 	$(BIN)/python -m ruff check --fix .
 
-peers:              ## the environment of the libraries that the training benchmark compares with
+peers:              ## the environment of the libraries that benchmarks of training and detection need
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/training.txt
 
@@ -49,7 +49,8 @@ serving-peers:      ## the environments of the servers that the serving benchmar
 	done
 
 bench: install peers ## the small version of every benchmark
-	for file in $$(grep -l '__main__' benchmarks/[a-z]*.py) benchmarks/front benchmarks/serving benchmarks/training; do \
+	for file in $$(grep -l '__main__' benchmarks/[a-z]*.py) benchmarks/front benchmarks/libraries benchmarks/serving \
+	    benchmarks/training; do \
 	  $(BIN)/python -m "benchmarks.$$(basename $$file .py)" --quick || exit 1; \
 	done
 

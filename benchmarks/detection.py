@@ -94,7 +94,7 @@ def judged(of: Subject, detector: Detector, clean: Tensor, x_adv: Tensor, rows: 
     """
     x, y = of.data.tensors("test", args.n)
     if len(rows) < 10:
-        return {"n": len(rows)}
+        return {"n": len(rows), "norm": norm}
     verdicts = detector.assess(x_adv)
     with torch.no_grad():
         accuracy = (of.model(x_adv).argmax(1) == y[rows]).float().mean().item()

@@ -1,4 +1,4 @@
-"""How the detector does against the attacks of torchattacks and foolbox, none of which was used to build it.
+"""How the detector does against the attacks of torchattacks and foolbox, whose code it was not fitted with.
 
 Undefended champions of Fashion-MNIST (epsilon 0.1) and of 32x32 colour patches (8/255); the first n test pictures
 under each attack, rounded to 8 bits. Columns as in `benchmarks.detection`. No figure is required: the table says what a
@@ -26,43 +26,60 @@ GREY = ("TI-FGSM", "PI-FGSM", "PI-FGSM++")   # take three channels only
 QUICK = ("FGSM", "PGD", "PGD on noisy copies")
 
 
-def made(of: Subject, epsilon: float, names: list[str], n: int, seed: int, python: Path) -> Path:
-    """The folder that holds each attack's pictures."""
-    x, y = of.data.tensors("test", n)
-    key = digest(of.key, epsilon, n, seed, code_key("benchmarks/libraries/attacks.py"))
+def versions(python: Path) -> str:
+    """Those of the libraries that the interpreter has; empty if it is none, or lacks one of them."""
+    ask = ("from importlib.metadata import version\n"
+           "print(*(f'{name} {version(name)}' for name in ('torchattacks', 'foolbox')), sep=', ')")
+    try:
+        return subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def made(of: Subject, epsilon: float, names: list[str], args) -> Path:
+    """The folder that holds each attack's pictures, but for attacks that failed."""
+    x, y = of.data.tensors("test", args.n)
+    key = digest(of.key, epsilon, args.n, args.seed, code_key("benchmarks/libraries/attacks.py"), args.versions)
     folder = RESULTS / "libraries" / f"{of.name.replace(' ', '-')}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     card = of.data.metadata
     architecture = {"name": "compact-cnn", "num_classes": len(of.data.classes), "channels": card["shape"][0],
                     "size": card["shape"][1], "mean": card["mean"], "std": card["std"]}
     torch.save({"architecture": architecture, "weights": of.model.state_dict(), "x": x, "y": y, "attacks": names,
-                "levels": of.data.levels, "epsilon": epsilon, "seed": seed}, folder / "case.pt")
-    subprocess.run([str(python), "-m", "benchmarks.libraries.attacks", str(folder)], cwd=ROOT, check=True)
+                "levels": of.data.levels, "epsilon": epsilon, "seed": args.seed}, folder / "case.pt")
+    subprocess.run([str(args.peers_python), "-m", "benchmarks.libraries.attacks", str(folder)], cwd=ROOT,
+                   check=True)
     return folder
 
 
-def pictures(folder: Path, name: str, x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """What an attack changed, and which rows these are; what it left as it was is no attack."""
+def pictures(folder: Path, name: str, x: Tensor, levels: int) -> tuple[Tensor, Tensor] | None:
+    """What an attack changed, and which rows these are: what it left as it was is no attack. None where it failed."""
+    if not (folder / f"{name}.pt").is_file():
+        return None
     x_adv = torch.load(folder / f"{name}.pt", weights_only=True).float() / levels
     rows = ((x_adv - x).flatten(1).abs().amax(1) > 0).nonzero()[:, 0]
     return x_adv[rows], rows
 
 
-def measure(report: Report, of: Subject, args, python: Path) -> None:
+def measure(report: Report, of: Subject, args) -> None:
     """The table of one champion."""
     epsilon = COVERED[of.dataset]
     names = [name for name in ALL if of.data.metadata["shape"][0] == 3 or name not in GREY]
     names = [name for name in names if not args.quick or name in QUICK]
-    folder = made(of, epsilon, names, args.n, args.seed, python)
+    folder = made(of, epsilon, names, args)
     detector, x = fitted(of, args.seed, quick=args.quick), of.data.tensors("test", args.n)[0]
     clean = detector.assess(of.data.tensors("test")[0]).score
     rows = []
     for name in names:
-        bound = epsilon if name in LINF else None
-        cell = judged(of, detector, clean, *pictures(folder, name, x, of.data.levels), bound, args,
-                      norm="Linf" if name in LINF | NEAREST else "L2")
-        rows.append(attack_row(of, name, bound, cell))
-        report.figures.setdefault("attacks", []).append({"champion": of.name, "attack": name, "epsilon": bound, **cell})
+        found = pictures(folder, name, x, of.data.levels)
+        report.require(found is not None, f"{of.name}: {name} failed; what it said stands above")
+        if found:
+            bound = epsilon if name in LINF else None
+            norm = "Linf" if name in LINF | NEAREST else "L2"
+            cell = judged(of, detector, clean, *found, bound, args, norm=norm)
+            rows.append(attack_row(of, name, bound, cell))
+            report.figures.setdefault("attacks", []).append(
+                {"champion": of.name, "attack": name, "epsilon": bound, **cell})
     report.say(f"\n{table(ATTACK_HEADER, rows)}")
 
 
@@ -77,13 +94,14 @@ def main() -> int:
     )
     if args.quick:
         args.n, args.campaigns, args.datasets = 64, 20, ["fashion-mnist"]
-    if not args.peers_python.exists():
-        print(f"no interpreter at {args.peers_python}: run `make peers`, or name one with --peers-python",
-              file=sys.stderr)
+    args.versions = versions(args.peers_python)
+    if not args.versions:
+        print(f"no interpreter with torchattacks and foolbox at {args.peers_python}: run `make peers`, or name one "
+              "with --peers-python", file=sys.stderr)
         return 2
-    report = Report(args, f"Attacks of torchattacks and foolbox, compact-cnn, n = {args.n} an attack")
+    report = Report(args, f"Attacks of {args.versions}, compact-cnn, n = {args.n} an attack")
     for of in subjects(args.datasets, ["undefended"], args.seed, args.data_dir):
-        measure(report, of, args, args.peers_python)
+        measure(report, of, args)
     return report.close()
 
 

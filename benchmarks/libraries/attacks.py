@@ -114,7 +114,11 @@ def main(folder: Path) -> None:
         torch.manual_seed(case["seed"])
         np.random.seed(case["seed"])
         start = time.perf_counter()
-        x_adv = ALL[name](model, case["x"], case["y"], case["epsilon"]).detach().float()
+        try:
+            x_adv = ALL[name](model, case["x"], case["y"], case["epsilon"]).detach().float()
+        except Exception as error:   # one attack's fault is not the others': its pictures will be missing
+            print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            continue
         x_adv = on_lattice(x_adv.clamp(0, 1), case["levels"])
         torch.save((x_adv * case["levels"]).round().to(torch.uint8), file.with_suffix(".new"))
         file.with_suffix(".new").replace(file)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from pipelines.show import plain_line
 from pipelines.traffic import accuracy_of, adversarial
 from redoubt.compute import processor, settle_threads
 from redoubt.data import Prepared
-from redoubt.errors import RedoubtError
+from redoubt.errors import RedoubtError, RegistryError
 from redoubt.registry import Registry
 from redoubt.threat import covered_epsilon
 
@@ -115,6 +115,8 @@ class Drill:
         folder = self.folder / "first-run"
         parameters = self.options.run_parameters("standard", model_name=MODEL, tracking_uri=self.tracking_uri)
         process = local.start(parameters, folder)
+        with suppress(RegistryError):   # MLflow and its tables take seconds, in which the run starts its first steps
+            self.registry.champion()
         prepare_data(self.folder / "data", dataset=self.options.dataset, data_dir=self.options.data_dir,
                      limit=self.options.limit, split_seed=self.options.seed)   # the drill's own copy, divided alike
         done = local.follow(process, folder, lambda row: self.say("", plain_line(row)))

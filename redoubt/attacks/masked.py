@@ -1,7 +1,7 @@
 """Attacks that leave pixels alone: those near black and white, flat places, all but a window, all but a scattering.
 
-Who fears to be seen changes a picture where nobody looks. An attack on the other pixels is one on a model that does not
-see them: every attack can be run on it as it is.
+Who fears to be seen changes a picture where nobody looks. An attack on some pixels is one on a model that does not see
+the others: attacks that ask about all pictures at once, in their order, can be run on it as they are.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_FLAT = 1e-5   # squared spread, a third of a level of 255
+_FLAT = 1e-5   # squared spread: 0.8 of a level of 255
 Mask = Callable[[Tensor], Tensor]   # pictures [N, C, S, S] to 1 where they may be changed, else 0; broadcastable
 
 
@@ -45,7 +45,7 @@ def window(top: float, left: float, height: float, width: float) -> Mask:
     def mask(x: Tensor) -> Tensor:
         rows, columns = x.shape[2:]
         free = torch.zeros_like(x[:1, :1])
-        row, column = int(top * rows), int(left * columns)
+        row, column = min(int(top * rows), rows - 1), min(int(left * columns), columns - 1)
         free[..., row : row + max(1, round(height * rows)), column : column + max(1, round(width * columns))] = 1
         return free
 

@@ -35,8 +35,9 @@ def smooth(width: float) -> Shape:
         row = line.to(gradient.device).expand(channels, 1, 1, -1)
         # In bfloat16, kernels of 15 pixels and more take seconds on a CPU.
         with torch.autocast(gradient.device.type, enabled=False):
-            gradient = F.conv2d(gradient.float(), row, padding=(0, reach), groups=channels)
-            return F.conv2d(gradient, row.transpose(2, 3), padding=(reach, 0), groups=channels)
+            smoothed = F.conv2d(gradient.float(), row, padding=(0, reach), groups=channels)
+            smoothed = F.conv2d(smoothed, row.transpose(2, 3), padding=(reach, 0), groups=channels)
+        return smoothed.to(gradient.dtype)
 
     return shape
 
@@ -69,7 +70,8 @@ def guessed(noise: float, seed: int) -> Shape:
     def shape(gradient: Tensor) -> Tensor:
         if gradient.device not in generators:
             generators[gradient.device] = torch.Generator(gradient.device).manual_seed(seed)
-        size = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
+        most = gradient.abs().amax((1, 2, 3), keepdim=True)   # squares of what is next to nothing would be nothing
+        size = most * (gradient / most.clamp_min(1e-30)).square().mean((1, 2, 3), keepdim=True).sqrt()
         drawn = torch.randn(gradient.shape, generator=generators[gradient.device], device=gradient.device)
         return gradient + noise * size * drawn.to(gradient.dtype)
 

@@ -21,7 +21,7 @@ from redoubt.detection.detector import Detector, Settings
 from redoubt.detection.flagged import planned, questions
 from redoubt.detection.pattern import common, sketch
 from redoubt.detection.probability import calibrate_probability
-from redoubt.detection.rehearsal import KINDS, TELLING, rehearse_all
+from redoubt.detection.rehearsal import KINDS, rehearse_all
 from redoubt.detection.scoring import CLEAN, Examples, conformal_threshold, fit_scorer, harmless, score, scores
 from redoubt.detection.strength import ENOUGH_FLAGGED
 from redoubt.detection.strength_learning import learn_strength
@@ -84,7 +84,7 @@ class FitConfig:
         """The amount that pays: fewer blocks from few or large pictures, and from a large network without a GPU;
         longer learning from many in colour."""
         if next(model.parameters()).device.type == "cpu" and sum(w.numel() for w in model.parameters()) > _LARGE:
-            config = cls(blocks=96, block_size=16, strength_steps=700, noise=32)
+            config = cls(blocks=120, block_size=16, strength_steps=700, noise=32)
         else:
             config = cls() if len(x) >= ENOUGH else cls(blocks=900, strength_steps=1200)
             if x.shape[1] > 1 and len(x) >= ENOUGH:   # colour has more to tell apart
@@ -160,10 +160,10 @@ def fit(
     chances = calibrate_probability(passed - threshold, scores(scorer, fresh) - threshold, fresh.weight)
     report("scorer")
     attacked = scores(scorer, rehearsal.attacked).view(rehearsal.real.shape)
-    usable = rehearsal.real & (attacked > threshold)
-    _check_told(usable[rehearsal.norm == 0], len(x), ranges[0])
-    telling = usable & (rehearsal.kind < TELLING).unsqueeze(1)
-    flagged = rehearsal.asked[telling[:, : rehearsal.asked.shape[1]]] if len(rehearsal.asked) else rehearsal.asked
+    telling = rehearsal.telling
+    usable = rehearsal.real & (attacked > threshold) & telling.unsqueeze(1)
+    _check_told(usable[telling & (rehearsal.norm == 0)], len(x), ranges[0])
+    flagged = rehearsal.asked[usable[telling, : rehearsal.asked.shape[1]]] if len(rehearsal.asked) else rehearsal.asked
     asks = len(flagged) >= _WITNESSES
     # What noise is good for, the model says; pixels speak for or against what it cannot know.
     kinds = [kind for kind in BENIGN if not asks or kind not in NOISE]

@@ -28,7 +28,7 @@ from redoubt.training.loop import use_bfloat16
 
 ASKED, MANY = 2, 1000   # inputs of each attack block that the model is asked about; twice as many of fewer blocks
 KINDS = ("fgsm", "step", "pgd", "climb", "momentum", "transfer", "smooth", "cells", "part", "guessed")
-TELLING = 8   # the first of them; from the others, which resemble noise more, the model's evidence learns nothing
+TELLING = 8   # the first so many teach strength and the model's evidence, too; the others the score alone
 Attack = Callable[[Tensor, Tensor], Tensor]   # pictures and labels to adversarial ones
 _SMOOTH = 0.85   # of a change's length is left by the mean over 3 x 3 pixels, then it counts as coarse
 
@@ -127,8 +127,8 @@ class Rehearsal:
         real: bool [B, n], whether the attack did anything.
         log_epsilon, norm, kind, coarse: [B], as in `Rehearsed`.
         stored: [B], whether the pictures were rounded to whole levels.
-        asked: the model's `measures` of the first inputs of each block, [B, m, MEASURES]; [0, 0, MEASURES] if
-            it was not asked.
+        asked: the model's `measures` of the first inputs of each block that is `telling`, [T, m, MEASURES]; [0, 0,
+            MEASURES] if it was not asked.
     """
 
     seen: Tensor
@@ -146,6 +146,11 @@ class Rehearsal:
     @property
     def count(self) -> int:
         return len(self.attacked.x)
+
+    @property
+    def telling(self) -> Tensor:
+        """Which blocks teach more than the score: bool [B]."""
+        return self.kind < TELLING
 
     def examples(self) -> Examples:
         """What the scorer learns attacks from."""
@@ -180,7 +185,7 @@ def rehearse_all(
         log_epsilon=torch.tensor(logs, device=x.device), norm=torch.tensor(norms, device=x.device),
         kind=torch.tensor(kinds, device=x.device), coarse=torch.tensor(coarse, device=x.device),
         stored=torch.tensor(stored, device=x.device),
-        asked=torch.cat(answers).unflatten(0, (len(parts), -1)) if asks else x.new_zeros(0, 0, MEASURES),
+        asked=torch.cat(answers).unflatten(0, (-1, most)) if asks else x.new_zeros(0, 0, MEASURES),
     )
 
 
@@ -198,7 +203,7 @@ class _Tried(NamedTuple):
 
 def _turns(plans) -> Iterator[int | None]:
     """For each block which of those it is that are taken across a boundary; None if it is not: each in L2, of the
-    others every second."""
+    others every second, which is every second kind."""
     near = count()
     for i, norm in enumerate(norm for norm, blocks, _ in plans for _ in range(blocks)):
         yield next(near) if norm == "L2" or i % 2 == 0 else None
@@ -210,12 +215,13 @@ def _tried(model: nn.Module, make: Callable[[], Block], turn: int | None, levels
     # A saturated softmax has no gradient: such an input stays as it was and is no attack.
     real = block.threat.size(change) > 0.4 * block.threat.epsilon
     if turn is not None:
-        crossed = across(model, block, inside=turn % 2 == 1)
-        sent = on_lattice(crossed, levels) if turn % 5 else crossed   # four in five, as most that is sent
+        # Shifted from lap to lap, so that every kind is met in each way: there are ten.
+        crossed = across(model, block, inside=(turn + turn // 10) % 2 == 1)
+        sent = on_lattice(crossed, levels) if (turn + turn // 5) % 5 else crossed   # four in five, as most that is sent
         near = Examples.of(model, sent, NEAR)
     return _Tried(
         seen=features(block.x), attacked=Examples.of(model, block.x, 1.0), near=near, rows=block.rows, real=real,
-        asked=block.x[:most].clone(),   # a part would keep the whole
+        asked=block.x[: most if KINDS.index(block.kind) < TELLING else 0].clone(),   # a part would keep the whole
         facts=(math.log(block.strength), NORMS.index(block.threat.norm), KINDS.index(block.kind),
                is_coarse(change[real]), block.stored),
     )

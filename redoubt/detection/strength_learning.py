@@ -97,7 +97,7 @@ def _widened(rehearsal: Rehearsal, logits: Tensor, usable: Tensor, changes: Chan
             seen.append(features(x).unflatten(0, (-1, size)))
             found.append(torch.where(kept, scorer(x, sure), -torch.inf).view(-1, size))
         found = torch.cat(found)
-        usable = rehearsal.real & (found > threshold)
+        usable = rehearsal.real & rehearsal.telling.unsqueeze(1) & (found > threshold)
         parts.append((torch.cat(seen), found.masked_fill(~usable, 0.0), usable))
     return tuple(torch.cat(part, 1) for part in zip(*parts, strict=True))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -205,6 +206,22 @@ def test_large_pictures_get_few_blocks_of_either_sort(side, least, most):
     assert least <= config.drawn <= most
     assert config.drawn / config.blocks == pytest.approx(800 / 1800, rel=0.05)
     assert FitConfig.suited_to(model, x[:, :1]).drawn == 0   # grey
+
+
+def test_the_last_kinds_teach_neither_strength_nor_what_an_attack_does_to_the_model(digits, digits_model, monkeypatch):
+    class Taught(Exception):
+        pass
+
+    def learned(*given, **_):
+        raise Taught(*given)
+
+    monkeypatch.setattr(sys.modules["redoubt.detection.fit"], "learn_strength", learned)
+    with pytest.raises(Taught) as taught:
+        fit(digits_model, digits.tensors("detector_fit"), digits.tensors("calibration"), levels=16,
+            config=FitConfig(blocks=160, score_steps=60, strength_steps=5))
+    *_, rehearsal, logits, usable, _, _ = taught.value.args
+    assert rehearsal.real[~rehearsal.telling].any() and (logits[~rehearsal.telling] > 0).any()
+    assert usable[rehearsal.telling].any() and not usable[~rehearsal.telling].any()
 
 
 def test_fit_refuses_what_it_cannot_use(digits, digits_model):

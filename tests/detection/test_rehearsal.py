@@ -7,6 +7,7 @@ import torch
 
 from redoubt.attacks import on_lattice, pgd
 from redoubt.detection import rehearsal
+from redoubt.detection.measures import measured
 from redoubt.detection.rehearsal import KINDS, Block, across, is_coarse, rehearse, rehearse_all
 from redoubt.detection.surrogates import fit_surrogates
 from redoubt.threat import ThreatModel
@@ -114,6 +115,61 @@ def test_every_second_block_and_each_in_l2_is_taken_across_in_either_way(digits,
     rehearse_all(digits_model, fit_surrogates(digits_model, x, seed=0, epochs=1), x, y, size=8, levels=LEVELS,
                  plans=(("Linf", 5, (0.05, 0.45)), ("L2", 3, (0.5, 1.2))), asks=False, seed=0)
     assert taken == [("Linf", False), ("Linf", True), ("Linf", False), ("L2", True), ("L2", False), ("L2", True)]
+
+
+def test_every_kind_is_taken_across_in_every_way(digits, digits_model, monkeypatch):
+    """Inside or not, in whole levels or not: to count to two, or five, would give each of ten kinds one way."""
+    x, y = digits.tensors("detector_fit")
+    met, kinds = set(), {}
+
+    def watched(model, block, *, inside):
+        crossed = across(model, block, inside=inside)
+        met.add((block.threat.norm, block.kind, "inside" if inside else "anywhere"))
+        kinds[id(crossed)] = crossed, (block.threat.norm, block.kind)
+        return crossed
+
+    def sent(x, levels):
+        if id(x) in kinds:
+            met.add((*kinds.pop(id(x))[1], "stored"))
+        return on_lattice(x, levels)
+
+    monkeypatch.setattr(rehearsal, "across", watched)
+    monkeypatch.setattr(rehearsal, "on_lattice", sent)
+    rehearse_all(digits_model, fit_surrogates(digits_model, x, seed=0, epochs=1), x, y, size=8, levels=LEVELS,
+                 plans=(("Linf", 100, (0.05, 0.45)), ("L2", 100, (0.5, 1.2))), asks=False, seed=0)
+    met |= {(*kind, "float") for _, kind in kinds.values()}
+    ways = ("inside", "anywhere", "stored", "float")
+    near = [("Linf", kind) for kind in KINDS[::2]] + [("L2", kind) for kind in KINDS]
+    assert met == {(*kind, way) for kind in near for way in ways}
+
+
+def test_only_kinds_that_tell_are_put_to_the_model(digits, digits_model):
+    x, y = digits.tensors("detector_fit")
+    made = rehearse_all(digits_model, fit_surrogates(digits_model, x, seed=0, epochs=1), x, y, size=8, levels=LEVELS,
+                        plans=(("Linf", 20, (0.05, 0.45)), ("L2", 10, (0.5, 1.2))), asks=True, seed=0)
+    assert made.telling.tolist() == 3 * [kind not in ("part", "guessed") for kind in KINDS]
+    assert made.asked.shape[:2] == (24, 2 * rehearsal.ASKED)   # twice as many of few blocks
+    first = made.attacked.x.float().unflatten(0, (30, 8))[made.telling][:, : 2 * rehearsal.ASKED]
+    again = measured(digits_model, first.flatten(0, 1))   # of pictures that were kept in half precision
+    torch.testing.assert_close(made.asked.flatten(0, 1), again, atol=0.2, rtol=0.05)
+
+
+def test_every_sort_of_mask_and_some_chance_are_drawn(digits, digits_model, monkeypatch):
+    x, y = digits.tensors("detector_fit")
+    drawn, asked = [], []
+    for name in ("inside", "busy", "window", "scattered"):
+        monkeypatch.setattr(rehearsal.masked, name, lambda *args, name=name: drawn.append(name) or (lambda x: x + 1))
+
+    def guessed(noise, seed):
+        assert 0.5 <= noise <= 4
+        return lambda gradient: asked.append(seed) or gradient
+
+    monkeypatch.setattr(rehearsal.shaped, "guessed", guessed)
+    for make in rehearse(digits_model, fit_surrogates(digits_model, x, seed=0, epochs=1), x, y, blocks=20 * len(KINDS),
+                         size=4, levels=LEVELS, norm="Linf", epsilon=(0.1, 0.3), seed=4):
+        make()
+    assert len(drawn) == 20 and set(drawn) == {"inside", "busy", "window", "scattered"}
+    assert len(set(asked)) == 20, "each time another chance"
 
 
 def test_more_threads_rehearse_the_same(digits, digits_model):
