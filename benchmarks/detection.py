@@ -49,7 +49,7 @@ def fitted(of: Subject, seed: int, *, quick: bool = False) -> Detector:
     make = partial(fit, of.model, of.data.tensors("detector_fit"), of.data.tensors("calibration"),
                    levels=of.data.levels, seed=seed)
     if quick:
-        config = FitConfig(blocks=160, score_steps=250, strength_steps=800, noise=32)
+        config = FitConfig(blocks=320, score_steps=300, strength_steps=1200, noise=32)
         return make(further=of.data.tensors("train", 4_000), config=config)
     folder = RESULTS / "detectors" / f"{of.name.replace(' ', '-')}-{seed}-{digest(of.key, code_key(*CODE))}"
     if not (folder / "detector.json").is_file():
