@@ -57,7 +57,7 @@ def subject(dataset: str, champion: str, seed: int, data: Prepared) -> Subject:
     """The compact CNN of a dataset, `undefended` or `robust`: trained, or read if the same was trained before."""
     covered = (ThreatModel("Linf", COVERED[dataset]),) if champion == "robust" else ()
     torch.manual_seed(seed)
-    model, epochs = _network(data), EPOCHS[dataset][bool(covered)]
+    model, epochs = build(architecture(data)), EPOCHS[dataset][bool(covered)]
     config = TrainConfig(objective="blend" if covered else "standard", threats=covered, epochs=epochs, seed=seed)
     file = RESULTS / "champions" / f"{dataset}-{champion}-{seed}-{digest(data.checksum, config)}.safetensors"
     if not file.is_file():
@@ -68,10 +68,11 @@ def subject(dataset: str, champion: str, seed: int, data: Prepared) -> Subject:
                    key=hashlib.sha256(file.read_bytes()).hexdigest()[:16], covered=covered)
 
 
-def _network(data: Prepared) -> nn.Module:
+def architecture(data: Prepared) -> Architecture:
+    """The compact CNN for this data."""
     card = data.metadata
-    return build(Architecture(name="compact-cnn", num_classes=len(data.classes), channels=card["shape"][0],
-                              size=card["shape"][1], mean=card["mean"], std=card["std"]))
+    return Architecture(name="compact-cnn", num_classes=len(data.classes), channels=card["shape"][0],
+                        size=card["shape"][1], mean=card["mean"], std=card["std"])
 
 
 class Stranger(nn.Module):

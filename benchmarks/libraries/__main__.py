@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from benchmarks.common import Report, arguments, table
 from benchmarks.detection import ATTACK_HEADER, attack_row, fitted, judged
 from benchmarks.libraries.attacks import ALL, LINF, NEAREST
 from benchmarks.training.peers import PYTHON
-from benchmarks.unseen import COVERED, RESULTS, Subject, digest, subjects
+from benchmarks.unseen import COVERED, RESULTS, Subject, architecture, digest, subjects
 
 GREY = ("TI-FGSM", "PI-FGSM", "PI-FGSM++")   # take three channels only
 QUICK = ("FGSM", "PGD", "PGD on noisy copies")
@@ -41,12 +42,11 @@ def made(of: Subject, epsilon: float, names: list[str], args) -> Path:
     x, y = of.data.tensors("test", args.n)
     key = digest(of.key, epsilon, args.n, args.seed, code_key("benchmarks/libraries/attacks.py"), args.versions)
     folder = RESULTS / "libraries" / f"{of.name.replace(' ', '-')}-{key}"
+    if all((folder / f"{name}.pt").is_file() for name in names):
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
-    card = of.data.metadata
-    architecture = {"name": "compact-cnn", "num_classes": len(of.data.classes), "channels": card["shape"][0],
-                    "size": card["shape"][1], "mean": card["mean"], "std": card["std"]}
-    torch.save({"architecture": architecture, "weights": of.model.state_dict(), "x": x, "y": y, "attacks": names,
-                "levels": of.data.levels, "epsilon": epsilon, "seed": args.seed}, folder / "case.pt")
+    torch.save({"architecture": asdict(architecture(of.data)), "weights": of.model.state_dict(), "x": x, "y": y,
+                "attacks": names, "levels": of.data.levels, "epsilon": epsilon, "seed": args.seed}, folder / "case.pt")
     subprocess.run([str(args.peers_python), "-m", "benchmarks.libraries.attacks", str(folder)], cwd=ROOT,
                    check=True)
     return folder

@@ -211,6 +211,7 @@ def _turns(plans) -> Iterator[int | None]:
 
 def _tried(model: nn.Module, make: Callable[[], Block], turn: int | None, levels: int, most: int) -> _Tried:
     block, near = make(), None
+    kind = KINDS.index(block.kind)
     change = block.x - block.clean
     # A saturated softmax has no gradient: such an input stays as it was and is no attack.
     real = block.threat.size(change) > 0.4 * block.threat.epsilon
@@ -221,9 +222,8 @@ def _tried(model: nn.Module, make: Callable[[], Block], turn: int | None, levels
         near = Examples.of(model, sent, NEAR)
     return _Tried(
         seen=features(block.x), attacked=Examples.of(model, block.x, 1.0), near=near, rows=block.rows, real=real,
-        asked=block.x[: most if KINDS.index(block.kind) < TELLING else 0].clone(),   # a part would keep the whole
-        facts=(math.log(block.strength), NORMS.index(block.threat.norm), KINDS.index(block.kind),
-               is_coarse(change[real]), block.stored),
+        asked=block.x[: most if kind < TELLING else 0].clone(),   # a part would keep the whole
+        facts=(math.log(block.strength), NORMS.index(block.threat.norm), kind, is_coarse(change[real]), block.stored),
     )
 
 
