@@ -17,8 +17,10 @@ from redoubt.attacks import on_lattice, shaped
 from redoubt.detection.rehearsal import Dice
 
 _NEAR = 0.9      # of its bound: there a change counts as having reached it
-_REACHED = 0.3   # of the pixels of a block: of an attack that hardly ever comes to its bound nobody can tell the bound
+_REACHED = 0.15  # of the pixels of a block: of an attack that hardly ever comes to its bound nobody can tell the bound
 _FINE, _MIXED = 0.2, 0.5   # pixels; a field without grain, and how many blocks have colours that go together
+_PATCHES, _MOST = 0.3, 200   # how many blocks climb a patchwork, and its squares at most
+_SAME = 0.7      # how many are shaken by what is as smooth as the field itself: to and fro, as a gradient turns
 
 
 def drawn(x: Tensor, *, blocks: int, size: int, epsilon: tuple[float, float], levels: int, seed: int
@@ -64,7 +66,7 @@ def _along_fields(x: Tensor, bound: float, dice: Dice) -> Tensor:
     alpha = dice.log_uniform(0.5, 3) * bound / steps
     colours = torch.randn(x.shape[1], x.shape[1], generator=generator) if dice.chance(_MIXED) else None
     width, other = (dice.log_uniform(_FINE, x.shape[-1]) for _ in range(2))
-    field = _field(x, width, colours, generator)
+    field = _patchwork(x, dice) if dice.chance(_PATCHES) else _field(x, width, colours, generator)
     if dice.chance(0.5):
         field = field + dice.log_uniform(0.05, 5) * _field(x, dice.log_uniform(_FINE, 2), None, generator)
     shake = dice.log_uniform(0.1, 4) * (0.7 * torch.randn(n, 1, 1, 1, generator=generator)).exp().to(x.device)
@@ -73,7 +75,10 @@ def _along_fields(x: Tensor, bound: float, dice: Dice) -> Tensor:
         early = torch.rand(last.shape, generator=generator) < dice.uniform(0, 0.6)
         until = (torch.rand(last.shape, generator=generator) * (steps + 1)).long() * dice.chance(0.6)
         last = torch.where(early, until, last)
-    other = other if dice.chance(0.5) else _FINE
+    if dice.chance(_SAME):
+        other = width
+    elif dice.chance(0.5):
+        other = _FINE
     at, last = x, last.to(x.device)
     if dice.chance(0.6) or alpha * steps < bound:
         at = (x + (2 * torch.rand(x.shape, generator=generator) - 1).to(x.device) * bound).clamp(0, 1)
@@ -103,4 +108,30 @@ def _field(like: Tensor, width: float, colours: Tensor | None, generator: torch.
         field = shaped.smooth(width)(field) if width > 0.3 else field
     if colours is not None:
         field = torch.einsum("dc,nchw->ndhw", colours, field)
-    return (field / field.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-9)).to(like.device)
+    return _scaled(field).to(like.device)
+
+
+def _patchwork(like: Tensor, dice: Dice) -> Tensor:
+    """A field of overlapping squares of one value each, on columns, rows or an even ground, its mean size 1 in each
+    picture: what a search without a gradient leaves. [n, C, S, S]"""
+    n, channels, height, width = like.shape
+    ground = ((height, 1), (1, width), (1, 1))[int(dice.uniform(0, 3))]
+    field = torch.randn(n, channels, *ground, generator=dice.generator).expand(like.shape)
+    smallest, largest = dice.log_uniform(1, 4), dice.log_uniform(4, max(4, 0.7 * width))
+    down, right = torch.arange(height), torch.arange(width)
+    for _ in range(round(dice.log_uniform(1, _MOST))):
+        side = max(1, round(dice.log_uniform(smallest, largest)))
+        top, left = torch.rand(2, n, 1, generator=dice.generator) * torch.tensor([height, width]).view(2, 1, 1)
+        inside = _between(down, top, side).unsqueeze(2) & _between(right, left, side).unsqueeze(1)
+        field = torch.where(inside.unsqueeze(1), torch.randn(n, channels, 1, 1, generator=dice.generator), field)
+    return _scaled(field).to(like.device)
+
+
+def _between(place: Tensor, start: Tensor, length: int) -> Tensor:
+    """Which places [S] lie in `length` from each start [n, 1] on: [n, S]."""
+    return (place >= start.floor()) & (place < start.floor() + length)
+
+
+def _scaled(field: Tensor) -> Tensor:
+    """Fields [n, C, S, S] with a mean size of 1 each."""
+    return field / field.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-9)

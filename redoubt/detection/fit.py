@@ -88,7 +88,7 @@ class FitConfig:
         else:
             config = cls() if len(x) >= ENOUGH else cls(blocks=900, strength_steps=1200)
             if x.shape[1] > 1 and len(x) >= ENOUGH:   # colour has more to tell apart
-                config = replace(config, score_steps=2400, strength_steps=10_000, moved=1, drawn=800)
+                config = replace(config, score_steps=2400, strength_steps=10_000, moved=1, drawn=1500)
         room = int(_MEMORY / (2 * x[0].numel() * config.block_size) * 3 / 4)   # L2 adds a third
         blocks = max(8 * len(KINDS), min(config.blocks, room))
         return replace(config, blocks=blocks, drawn=config.drawn * blocks // config.blocks)

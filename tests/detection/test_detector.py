@@ -119,7 +119,7 @@ def test_bounds_are_wider_where_the_heads_disagree(digits_model, digits_detector
 def test_bounds_are_the_stated_quantiles_of_the_stated_spread(digits_model, digits_detector, digits):
     table = [[[[-2.0, -1.0, 1.0, 3.0]] * 2] * len(SIZES)] * 2
     plain = Detector(digits_model, digits_detector.scorer, digits_detector.strength_net, digits_detector.witness,
-                     replace(digits_detector.settings, levels=65535, quantiles=table))
+                     replace(digits_detector.settings, levels=65535, quantiles=table, apart=[1000.0] * 2))   # no groups
     verdicts = plain.assess(attacked(digits, digits_model, "pgd", 0.2))
     rows = verdicts.evidence[verdicts.is_adversarial][:64]
     found = plain.campaign(rows)
@@ -198,13 +198,13 @@ def test_colour_and_odd_sizes_fit(moved, drawn):
         detector.assess(x[:, :1])
 
 
-@pytest.mark.parametrize(("side", "least", "most"), [(32, 800, 800), (96, 120, 200), (224, 24, 48)])
+@pytest.mark.parametrize(("side", "least", "most"), [(32, 1500, 1500), (96, 225, 375), (224, 45, 90)])
 def test_large_pictures_get_few_blocks_of_either_sort(side, least, most):
     model = build(Architecture(name="compact-cnn", num_classes=2, channels=3, size=8, mean=(0.5,) * 3, std=(0.2,) * 3))
     x = torch.zeros(1, 3, side, side).expand(2000, -1, -1, -1)
     config = FitConfig.suited_to(model, x)
     assert least <= config.drawn <= most
-    assert config.drawn / config.blocks == pytest.approx(800 / 1800, rel=0.05)
+    assert config.drawn / config.blocks == pytest.approx(1500 / 1800, rel=0.05)
     assert FitConfig.suited_to(model, x[:, :1]).drawn == 0   # grey
 
 

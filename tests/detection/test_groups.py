@@ -47,7 +47,7 @@ def test_weak_decoys_hide_no_strong_attack(digits_detector, seen, decoy, n, stro
     evidence = evidence[torch.randperm(n, generator=torch.Generator().manual_seed(n))]
     strength = digits_detector.campaign(evidence)
     assert strength.norm == "Linf" and strength.n == n
-    assert 0.25 < strength.low < STRONG + HALF and match(strength, ceiling=0.6) >= STRONG
+    assert 0.2 < strength.low < STRONG + HALF and match(strength, ceiling=0.6) >= STRONG
     # A champion that covers the decoys is asked to learn the rest.
     assert decide(strength, (ThreatModel("Linf", 0.2),), ceiling=0.6).retrain
 
@@ -63,8 +63,9 @@ def test_one_attack_is_read_as_a_whole(digits_detector, seen, name, epsilon):
             assert digits_detector.campaign(evidence).estimate == pytest.approx(pooled(digits_detector, evidence))
 
 
-@pytest.mark.parametrize("strong", [2, 4, 6, 7])
+@pytest.mark.parametrize("strong", [2, 3, 4, 5])
 def test_a_handful_is_no_group(digits_detector, seen, strong):
+    """Three of the 16 in a group is what serving lets a few clients have."""
     evidence = torch.cat([seen["pgd", WEAK][: 64 - strong], seen["pgd", STRONG][:strong]])
     assert digits_detector.campaign(evidence).high < 0.2
     few = torch.cat([seen["pgd", WEAK][:15], seen["pgd", STRONG][:16]])   # too few for two groups: the mean

@@ -90,6 +90,31 @@ def test_some_attacks_leave_pixels_alone(digits, digits_model):
     assert all(sorted(shares)[10] < 0.45 for kind, shares in left.items() if kind != "part"), left
 
 
+def test_where_a_change_has_no_grain_the_steps_cross_the_ball(digits, digits_model, monkeypatch):
+    """Else little is left of the bound there, or two steps undo each other, and no one could tell it."""
+    x, y = digits.tensors("detector_fit")
+    calls, steps, totals = [], {}, {}
+
+    def watched(*args, **given):
+        calls.append((given["steps"], given["steps"] * given["alpha"] / given["threat"].epsilon))
+        return pgd(*args, **given)
+
+    monkeypatch.setattr(rehearsal, "pgd", watched)
+    surrogates = fit_surrogates(digits_model, x, seed=0, epochs=1)
+    for make in rehearse(digits_model, surrogates, x, y, blocks=30 * len(KINDS), size=4, levels=LEVELS, norm="Linf",
+                         epsilon=(0.1, 0.3), seed=4):
+        calls.clear()
+        kind = make().kind
+        for many, total in calls:
+            steps.setdefault(kind, set()).add(many)
+            totals.setdefault(kind, []).append(total)
+    for kind in ("transfer", "smooth", "cells", "part"):
+        assert 1.25 <= min(totals[kind]) < 1.5 and 3.3 < max(totals[kind]) <= 4 + 1e-6, kind
+    for kind in ("smooth", "cells", "part"):
+        assert {1, 3} <= steps[kind] <= {1, *range(3, 13)}, kind
+    assert min(totals["pgd"]) < 1 and max(steps["transfer"]) > 12
+
+
 def test_what_arrived_is_what_strength_is_learned_from(digits, digits_model):
     x, y = digits.tensors("detector_fit")
     plans = (("Linf", 48, (0.05, 0.45)), ("L2", 24, (0.5, 1.2)))
