@@ -50,7 +50,7 @@ def drawn(x: Tensor, *, blocks: int, size: int, epsilon: tuple[float, float], le
 
 
 def _reaching(x: Tensor, bound: float, dice: Dice, tries: int = 20) -> Tensor:
-    """An attack that comes to its bound often enough: the first of a few tries, two on average, or else the last."""
+    """An attack that comes to its bound often enough: the first of a few tries, or else the last."""
     for _ in range(tries):
         changed = _along_fields(x, bound, dice)
         if ((changed - x).abs() >= _NEAR * bound).float().mean() >= _REACHED:
