@@ -58,6 +58,40 @@ def test_a_patchwork_has_few_values_and_a_mean_size_of_one_in_each_picture():
     assert min(counts) < 10 and 40 < max(counts) <= 20 + fields._MOST   # 20 columns, and the squares on them
 
 
+def test_some_climb_a_patchwork_and_most_are_shaken_by_fields_as_smooth_as_their_own(monkeypatch):
+    """As searches without a gradient, and as gradients that turn with every step."""
+    widths, patched, field, patchwork = [], [], fields._field, fields._patchwork
+
+    def seen(like, width, colours, generator):
+        widths.append(width)
+        return field(like, width, colours, generator)
+
+    monkeypatch.setattr(fields, "_field", seen)
+    monkeypatch.setattr(fields, "_patchwork", lambda like, dice: patched.append(1) or patchwork(like, dice))
+    same = []
+    for seed in range(60):
+        widths.clear()
+        before = len(patched)
+        fields._along_fields(pictures()[:4], 0.1, Dice(seed))
+        if len(patched) == before and len(widths) > 2:   # its own field, and the last that shook it
+            same.append(widths[-1] == widths[0])
+    assert 8 <= len(patched) <= 30
+    assert len(same) > 20 and 0.5 < sum(same) / len(same) < 0.9
+
+
+def test_an_attack_that_hardly_comes_to_its_bound_is_drawn_again(monkeypatch):
+    shares = iter((0.02, 0.14, 0.16, 0.9))
+
+    def along(x, bound, dice):
+        change = torch.zeros(x[0].numel())
+        change[: round(next(shares) * len(change))] = bound
+        return x + change.view(1, *x.shape[1:])
+
+    monkeypatch.setattr(fields, "_along_fields", along)
+    x = torch.full((3, 1, 10, 10), 0.5)
+    assert ((fields._reaching(x, 0.1, Dice(0)) - x) > 0.09).float().mean().item() == pytest.approx(0.16)
+
+
 def test_the_same_seed_gives_the_same_blocks():
     one, two, other = (blocks(pictures(), blocks=6, seed=seed) for seed in (1, 1, 2))
     assert all(torch.equal(a[0], b[0]) and a[2] == b[2] for a, b in zip(one, two, strict=True))
