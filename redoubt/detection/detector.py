@@ -37,7 +37,7 @@ from redoubt.detection.verdicts import Strength, Verdicts
 from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet
 from redoubt.errors import ArtifactError, InvalidInput
 
-FORMAT = 12
+FORMAT = 13
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 _CHUNK = 512                     # inputs looked at in one go, which bounds the memory that they take
 _FEW_LEVELS = 64                 # 8-bit budgets are whole levels, or many; half a level of 16 is a sixth of 0.2
@@ -58,7 +58,8 @@ class Settings:
         chances: what turns the logit above the threshold into a probability: see `probability.py`.
         l2_logit, harmless_logit: above these a campaign is called L2, or harmless.
         attack_logit: below this, part of a harmless campaign is an attack.
-        apart: [norm], the excess (`groups.excess`) above which a group is an attack of its own.
+        apart: [norm], the excess (`groups.excess`, in units of the group's scatter) above which a group is an attack of
+            its own.
         quantiles: [norm][size][grain][level] of the error of ln(epsilon), as `bounds.scaled` scales it, on rehearsed
             blocks held out.
         lowest, highest: [norm], the range of epsilon that was rehearsed.
@@ -268,13 +269,12 @@ class Detector:
             rows, whole = order[: attack.n], attack
             evidence, centre, spread = evidence[rows], centre[rows], spread[rows]
         order, groups = self._parts(evidence, centre[:, 0], smallest)
-        best, single = whole, scatter(centre[:, 0], widen(spread[:, 0]), self.settings.levels).median()
+        best, single = whole, centre[order, 0].unsqueeze(0)
+        scattered = scatter(single, widen(spread[order, 0]), self.settings.levels)
         for group in groups:
-            above, typical = group.centre[0], centre[order[: group.n], 0].median()
-            over = excess(torch.minimum(above, typical), best.centre[0], single).item()
-            # A few strong inputs lift the mean of weak ones: half of the group must read at least half as strong.
-            alike = typical - whole.centre[0] >= 0.5 * (above - whole.centre[0])
-            if alike and not group.harmless and over > self.settings.apart[whole.norm]:
+            size = torch.tensor([group.n], device=single.device)
+            over = excess(group.centre[:1], best.centre[:1], single, scattered, size).item()
+            if not group.harmless and over > self.settings.apart[whole.norm]:
                 best = group
         return rows[order[: best.n]], best
 

@@ -12,6 +12,7 @@ from redoubt.detection.networks import NORMS, StrengthNet, scatter, widen
 from redoubt.detection.strength import CONTAMINATION, HARMLESS, NORM_RISK, Rehearsed, fold_of
 
 DRAWS = 4       # campaigns from each block
+NEVER = 1000.0  # standard deviations; for a norm of which no block can be judged. JSON has no infinity
 SHARE = 0.25    # of a block that a part must hold: 4 of 16 inputs, which scatter more than the 16 asked for in service
 
 
@@ -28,15 +29,13 @@ def calibrate_groups(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, *, l
         harmlessness that parts of a harmless campaign show, at most 0.
     """
     generator = torch.Generator().manual_seed(seed + 2)
-    suspects, found = net.evidence(suspects), []
+    suspects, apart = net.evidence(suspects), []
     for index in range(len(NORMS)):
         rows, head = _one_kind(net, blocks, index, generator)
-        rows, head = rows.repeat(DRAWS, 1, 1), head.repeat(DRAWS)
-        found.append(_largest_excess(net, _contaminate(rows, suspects, generator), head, levels))
+        rows, head = _contaminate(rows.repeat(DRAWS, 1, 1), suspects, generator), head.repeat(DRAWS)
+        apart.append(_largest_excess(net, rows, head, levels).quantile(1 - NORM_RISK).item() if len(rows) else NEVER)
     lowest = _lowest_logit(net, *_one_kind(net, blocks, HARMLESS, generator))
-    apart = [part.quantile(1 - NORM_RISK).item() if len(part) else math.inf for part in found]
-    # JSON knows no infinity; nothing exceeds a thousand standard deviations.
-    return [min(value, 1000.0) for value in apart], min(0.0, lowest.quantile(NORM_RISK).item())
+    return apart, min(0.0, lowest.quantile(NORM_RISK).item())
 
 
 def _one_kind(net, blocks: Rehearsed, norm: int, generator) -> tuple[Tensor, Tensor]:
@@ -84,19 +83,14 @@ def _parts(rows: Tensor, key: Tensor):
 
 def _largest_excess(net: StrengthNet, rows: Tensor, head: Tensor, levels: int) -> Tensor:
     """The largest excess among the parts of each campaign: [B, n, K] to [B]."""
-    n = rows.shape[1]
     centre, spread, _ = _read_single(net, rows, head)
     order, parts = _parts(rows, centre[..., 0])
-    single = scatter(centre[..., 0], widen(spread)[..., 0], levels).median(1).values
-    centre = centre[..., 0].gather(1, order)
-    whole = _read(net, rows.mean(1), torch.full_like(head, n).float(), head)[0][:, 0]
-    largest = torch.zeros_like(whole)
-    for mean, size in parts:
-        group = _read(net, mean, size.float(), head)[0][:, 0]
-        outside = torch.arange(n, device=rows.device) >= size.unsqueeze(1)
-        typical = centre.masked_fill(outside, torch.nan).nanmedian(1).values
-        largest = torch.maximum(largest, excess(torch.minimum(group, typical), whole, single))
-    return largest
+    scattered = scatter(centre[..., 0], widen(spread)[..., 0], levels).gather(1, order)
+    single = centre[..., 0].gather(1, order)
+    whole = _read(net, rows.mean(1), torch.full_like(head, rows.shape[1]).float(), head)[0][:, 0]
+    groups = [(_read(net, mean, size.float(), head)[0][:, 0], size) for mean, size in parts]
+    found = [excess(group, whole, single, scattered, size) for group, size in groups]
+    return torch.stack(found).amax(0).clamp_min(0)
 
 
 def _lowest_logit(net: StrengthNet, rows: Tensor, head: Tensor) -> Tensor:

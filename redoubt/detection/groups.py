@@ -16,6 +16,7 @@ from torch import Tensor
 LEAST = 16      # inputs in a group, so that its norm can be told
 SHARE = 0.18    # of the campaign that a group must hold: false positives may make up 15 %, and are no attack
 CUTS = 4        # candidates, each inside the one before
+UNLIKE = 1 / 3   # of a group that may read as weak as what lies outside
 
 
 def least(n: int) -> int:
@@ -60,11 +61,21 @@ def upper_means(rows: Tensor, sizes: list[Tensor]) -> list[Tensor]:
     return [sums[at, size - 1] / size.unsqueeze(1) for size in sizes]
 
 
-def excess(group: Tensor, whole: Tensor, scatter: Tensor) -> Tensor:
-    """By how much a group reads stronger than the whole, in units of what the strength of one input scatters.
+def excess(group: Tensor, whole: Tensor, single: Tensor, scatter: Tensor, size: Tensor) -> Tensor:
+    """By how much groups read stronger than the whole, in units of what one input of the group scatters: [B].
+
+    The unit is the group's, since an attack by itself would scatter like that; of weak and strong inputs together the
+    typical one is either. A few strong inputs lift the mean of weak ones: a group of which more than a third reads less
+    than half as strong as the mean has no excess.
 
     Args:
-        group, whole: ln(epsilon) in Linf, which orders inputs in either norm; of one shape.
-        scatter: typical standard deviation of ln(epsilon) of one input of the whole, of that shape.
+        group, whole: ln(epsilon) in Linf, which orders inputs in either norm, pooled, [B].
+        single, scatter: the same of each input and its standard deviation, in the order of the groups, [B, n].
+        size: inputs in each group, the first so many, [B].
     """
-    return (group - whole) / scatter
+    outside = torch.arange(single.shape[1], device=single.device) >= size.unsqueeze(1)
+    within = single.masked_fill(outside, torch.nan)
+    alike = within.nanquantile(UNLIKE, dim=1) - whole >= 0.5 * (group - whole)
+    typical = torch.minimum(group, within.nanmedian(1).values)
+    unit = scatter.masked_fill(outside, torch.nan).nanmedian(1).values
+    return ((typical - whole) / unit).masked_fill(~alike, 0.0)
