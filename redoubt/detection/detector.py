@@ -276,7 +276,13 @@ class Detector:
             over = excess(group.centre[:1], best.centre[:1], single, scattered, size).item()
             if not group.harmless and over > self.settings.apart[whole.norm]:
                 best = group
-        return rows[order[: best.n]], best
+        if best is whole:
+            return rows, whole
+        # Decoys that fill it up are not read with it.
+        order = order[: best.n]
+        own = order[centre[order, 0] - whole.centre[0] >= 0.5 * (best.centre[0] - whole.centre[0])]
+        alone = self._pooled(evidence[own].mean(0), len(own))
+        return rows[own], replace(alone, norm=best.norm, harmless=best.harmless)
 
     def _parts(self, evidence: Tensor, key: Tensor, smallest: int) -> tuple[Tensor, list[_Reading]]:
         """The order of the rows by `key`, and the readings of nested first parts of it."""

@@ -71,6 +71,14 @@ def test_a_handful_is_no_group(digits_detector, seen, strong):
     assert digits_detector.campaign(few).estimate == pytest.approx(pooled(digits_detector, few))
 
 
+@pytest.mark.parametrize("strong", [12, 14, 20])
+def test_decoys_inside_a_group_are_not_read_with_it(digits_detector, seen, strong):
+    """A group has at least 16 inputs: here four or two of these are decoys."""
+    attack = seen["pgd", STRONG][:strong]
+    strength = digits_detector.campaign(torch.cat([seen["fgsm", WEAK][: 64 - strong], attack]))
+    assert strength.estimate == pytest.approx(pooled(digits_detector, attack), rel=0.002)
+
+
 def test_harmless_pictures_hide_no_attack(digits, digits_detector, seen):
     sent = torch.cat([benign("gaussian", digits.tensors("test")[0], levels=16, amount=0.6,
                              generator=torch.Generator().manual_seed(seed)) for seed in (5, 6)])
