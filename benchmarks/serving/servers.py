@@ -21,9 +21,10 @@ from redoubt.bundle import Bundle, open_bundle, seal, write_bundle
 from redoubt.data import Prepared
 from redoubt.detection import FitConfig, fit
 from redoubt.detection.bounds import SIZES
-from redoubt.detection.detector import Detector, Settings
+from redoubt.detection.detector import Detector
 from redoubt.detection.features import feature_count
 from redoubt.detection.networks import Scorer, StrengthNet
+from redoubt.detection.settings import Settings
 from redoubt.detection.witness import Witness
 from redoubt.models import Architecture, build
 from redoubt.registry import Registry

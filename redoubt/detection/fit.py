@@ -17,12 +17,13 @@ from redoubt.compute import side_by_side
 from redoubt.detection.benign import BENIGN, NOISE
 from redoubt.detection.bias import calibrate_witness, tried, winners
 from redoubt.detection.changes import Changes
-from redoubt.detection.detector import Detector, Settings
+from redoubt.detection.detector import Detector
 from redoubt.detection.flagged import planned, questions
 from redoubt.detection.pattern import common, sketch
 from redoubt.detection.probability import calibrate_probability
 from redoubt.detection.rehearsal import KINDS, rehearse_all
 from redoubt.detection.scoring import CLEAN, Examples, conformal_threshold, fit_scorer, harmless, score, scores
+from redoubt.detection.settings import Settings
 from redoubt.detection.strength import ENOUGH_FLAGGED
 from redoubt.detection.strength_learning import learn_strength
 from redoubt.detection.surrogates import fit_surrogates

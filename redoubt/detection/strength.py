@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from redoubt.detection.bounds import LEVELS, SIZES, calibrated
-from redoubt.detection.detector import NORM_MINIMUM
 from redoubt.detection.networks import COARSENESS, NORMS, StrengthNet, widen
+from redoubt.detection.reading import NORM_MINIMUM
 from redoubt.detection.rehearsal import KINDS
 
 HARMLESS = len(NORMS)   # in the place of a norm: a block of pictures that were changed without malice

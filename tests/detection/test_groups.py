@@ -36,7 +36,7 @@ def seen(digits, digits_model, digits_detector):
 
 def pooled(detector: Detector, evidence: torch.Tensor) -> float:
     """The estimate of the plain mean, without any group."""
-    reading = detector._pooled(evidence[:, :PIXELS].mean(0), len(evidence))
+    reading = detector.reader.pooled(evidence[:, :PIXELS].mean(0), len(evidence))
     return reading.centre[reading.norm].exp().item()
 
 
@@ -89,7 +89,7 @@ def test_harmless_pictures_hide_no_attack(digits, digits_detector, seen):
     usual = Detector(digits_detector.model, digits_detector.scorer, digits_detector.strength_net,
                      digits_detector.witness, replace(digits_detector.settings, attack_logit=-4.0, harmless_logit=-3.0))
     assert len(decoys) >= 16 and usual.campaign(decoys).harmless
-    assert usual._pooled(mixed[:, :PIXELS].mean(0), len(mixed)).harmless   # taken as a whole they would hide it
+    assert usual.reader.pooled(mixed[:, :PIXELS].mean(0), len(mixed)).harmless   # taken as a whole they would hide it
     strength = usual.campaign(mixed)
     assert not strength.harmless and strength.low > 0.2 and strength.n == len(mixed)
 

@@ -216,9 +216,9 @@ def test_the_strongest_group_is_held_against_itself(digits, digits_model, strict
     """What some carry faintly shows among themselves where it is lost among all."""
     evidence = campaign(digits, digits_model, strict, n=128)
     evidence[:24, DETAIL] = 0.25
-    few, (_, reading) = torch.arange(24), strict._strongest_by_pixels(evidence[:, :PIXELS])
+    few, (_, reading) = torch.arange(24), strict.reader.strongest(evidence[:, :PIXELS])
     assert not strict.campaign(evidence).shared
-    monkeypatch.setattr(strict, "_strongest_by_pixels", lambda pixels: (few, reading))
+    monkeypatch.setattr(strict.reader, "strongest", lambda pixels: (few, reading))
     assert strict.campaign(evidence).shared
 
 

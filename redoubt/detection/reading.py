@@ -1,0 +1,133 @@
+"""Reading pixel evidence: the strength of an input, of a campaign, and of the strongest group inside one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from redoubt.detection.bounds import LEVELS, scaled, scaled_error
+from redoubt.detection.groups import excess, least, nested, upper_means
+from redoubt.detection.networks import COARSENESS, StrengthNet, scatter, widen
+from redoubt.detection.settings import Settings
+
+FEW_LEVELS = 64     # 8-bit budgets are whole levels, or many; half a level of 16 is a sixth of 0.2
+NORM_MINIMUM = 16   # with fewer inputs neither L2 nor harmless changes are told from Linf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What pixels say of `n` inputs pooled.
+
+    Attributes:
+        centre, spread: ln(epsilon) and its standard deviation in each norm, [norms].
+        norm: which of them it is.
+        harmless: whether pixels speak for harmless changes.
+        logit: of that.
+        coarse: the logit of coarseness, a scalar.
+    """
+
+    centre: Tensor
+    spread: Tensor
+    norm: int
+    harmless: bool
+    logit: float
+    coarse: Tensor
+    n: int
+
+
+class Reader:
+    """Reads the pixel evidence that a strength network makes, [n, PIXELS], and finds the strongest group in it."""
+
+    def __init__(self, net: StrengthNet, settings: Settings):
+        self.net, self.settings = net, settings
+        self._quantiles = torch.tensor(settings.quantiles)
+
+    def read(self, pooled: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What all heads say at once of means [B, PIXELS] over n [B] inputs.
+
+        Where they disagree, the campaign is unlike what they learned, and the spread is wider (deep ensembles:
+        Lakshminarayanan et al. 2017, arXiv 1612.01474).
+
+        Returns:
+            ln(epsilon) and its standard deviation in each norm, [B, norms], and logits, [B, LOGITS].
+        """
+        centre, spread, logits = self.net(pooled, n)
+        middle = centre.mean(0)
+        variance = (spread.square() + (centre - middle).square()).mean(0)
+        return middle, variance.sqrt(), logits.mean(0)
+
+    def single(self, evidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of each input by itself."""
+        return self.read(evidence, torch.ones(len(evidence), device=evidence.device))
+
+    def pooled(self, mean: Tensor, n: int) -> Reading:
+        """The reading of n inputs by their mean [PIXELS]."""
+        centre, spread, logits = self.read(mean.unsqueeze(0), torch.tensor([float(n)], device=mean.device))
+        enough = n >= NORM_MINIMUM
+        return Reading(centre=centre[0], spread=spread[0], n=n, logit=logits[0, 1].item(), coarse=logits[0, COARSENESS],
+                       norm=int(enough and logits[0, 0].item() > self.settings.l2_logit),
+                       harmless=enough and logits[0, 1].item() > self.settings.harmless_logit)
+
+    def strongest(self, evidence: Tensor) -> tuple[Tensor, Reading]:
+        """The rows and the reading of the whole, or of the attack among harmless changes, or of its strongest group."""
+        whole, smallest = self.pooled(evidence.mean(0), len(evidence)), least(len(evidence))
+        rows = torch.arange(len(evidence), device=evidence.device)
+        if len(evidence) < 2 * smallest:
+            return rows, whole
+        if whole.harmless:
+            order, groups = self._parts(evidence, -self.single(evidence)[2][:, 1], smallest)
+            attack = next((group for group in groups if group.logit < self.settings.attack_logit), None)
+            if attack is None:
+                return rows, whole
+            rows, whole = order[: attack.n], attack
+        group = self._group(evidence[rows], whole, smallest)
+        return (rows, whole) if group is None else (rows[group[0]], group[1])
+
+    def _group(self, evidence: Tensor, whole: Reading, smallest: int) -> tuple[Tensor, Reading] | None:
+        """The rows and the reading of the strongest group that stands apart, if one does."""
+        centre, spread, _ = self.single(evidence)
+        order, groups = self._parts(evidence, centre[:, 0], smallest)
+        best, single = whole, centre[order, 0].unsqueeze(0)
+        scattered = scatter(single, widen(spread[order, 0]), self.settings.levels)
+        for group in groups:
+            size = torch.tensor([group.n], device=single.device)
+            over = excess(group.centre[:1], best.centre[:1], single, scattered, size).item()
+            if not group.harmless and over > self.settings.apart[whole.norm]:
+                best = group
+        if best is whole:
+            return None
+        # Decoys that fill it up are not read with it.
+        order = order[: best.n]
+        own = order[centre[order, 0] - whole.centre[0] >= 0.5 * (best.centre[0] - whole.centre[0])]
+        alone = self.pooled(evidence[own].mean(0), len(own))
+        return own, replace(alone, norm=best.norm, harmless=best.harmless)
+
+    def _parts(self, evidence: Tensor, key: Tensor, smallest: int) -> tuple[Tensor, list[Reading]]:
+        """The order of the rows by `key`, and the readings of nested first parts of it."""
+        order = key.argsort(descending=True)
+        sizes = nested(key[order].unsqueeze(0), smallest)
+        means = upper_means(evidence[order].unsqueeze(0), sizes)
+        return order, [self.pooled(mean[0], size.item()) for mean, size in zip(means, sizes, strict=True)]
+
+    def bounds(
+        self, centre: Tensor, spread: Tensor, coarse: Tensor, norm: int, n: int, quantiles: tuple[float, float]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Low, estimate and high as epsilons, kept inside the rehearsed range widened by half a level.
+
+        Strength is what arrived: of an attack in whole levels, a whole number of them. Where levels are few, what was
+        set may lie far from that, and half a level is added to either side.
+
+        Args:
+            centre, spread, coarse: ln(epsilon) in that norm, its standard deviation, the logit of coarseness, [...].
+            n: inputs behind each.
+            quantiles: two of `bounds.LEVELS`.
+        """
+        errors = scaled_error(self._quantiles[norm].to(spread.device), coarse, n) * scaled(spread)
+        below, above = (errors[..., LEVELS.index(level)] for level in quantiles)
+        half = 0.5 / self.settings.levels
+        margin = half if norm == 0 and self.settings.levels < FEW_LEVELS else 0.0
+        lowest, highest = max(self.settings.lowest[norm] - half, half / 4), self.settings.highest[norm] + half
+        low, high = (centre + below.clamp_max(0)).exp() - margin, (centre + above.clamp_min(0)).exp()
+        return tuple(value.clamp(lowest, highest) for value in (low, centre.exp(), high + margin))
