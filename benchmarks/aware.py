@@ -86,7 +86,7 @@ def main() -> int:
     report, rows = Report(args, "Attackers who know the detector, compact-cnn"), []
     for of in subjects(args.datasets, args.champions, args.seed, args.data_dir):
         detector = fitted(of, args.seed, quick=args.quick)
-        for epsilon in EPSILONS[of.dataset][2:3] if args.quick else EPSILONS[of.dataset][1:]:
+        for epsilon in of.epsilons[2:3] if args.quick else of.epsilons[1:]:
             for weight in WEIGHTS:
                 rows.append(row(of, detector, epsilon, weight, args.n, 20 if args.quick else STEPS))
     report.say(f"\n{table(HEADER, rows)}")

@@ -19,6 +19,7 @@ import torch
 
 from redoubt.compute import processor
 from redoubt.data import Prepared, load_source, prepare
+from redoubt.errors import InvalidInput
 
 
 def arguments(description: str, **extra: dict) -> argparse.Namespace:
@@ -56,8 +57,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
 
 
 def prepared(dataset: str, data_dir: Path | None = None) -> Prepared:
-    """The dataset, prepared with seed 0 in a temporary folder that the system clears."""
-    return prepare(load_source(dataset, data_dir), Path(tempfile.mkdtemp(prefix="redoubt-bench-")) / "data", seed=0)
+    """The dataset, prepared with seed 0 in a temporary folder that the system clears; exits with 2 if there is none."""
+    try:
+        return prepare(load_source(dataset, data_dir), Path(tempfile.mkdtemp(prefix="redoubt-bench-")) / "data", seed=0)
+    except InvalidInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 class Report:

@@ -8,6 +8,7 @@ very same inputs. Labels are the true ones; an input that an attack left as it w
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ RESULTS = ROOT / "results" / "detection"
 EPSILONS = {"fashion-mnist": (0.03, 0.05, 0.1, 0.2), "photo-patches": (2 / 255, 4 / 255, 8 / 255, 16 / 255)}
 COVERED = {"fashion-mnist": 0.1, "photo-patches": 8 / 255}   # what the robust champion is trained against
 EPOCHS = {"fashion-mnist": (2, 2), "photo-patches": (10, 8)}   # undefended, robust
+# Of other datasets: epsilons in grey and in colour, the second of which is the robust champion's; and epochs.
+USUAL, USUAL_EPOCHS = {1: (0.1, 0.2, 0.3), 3: (4 / 255, 8 / 255, 16 / 255)}, (8, 8)
 LINF = ("apgd", "square", "momentum", "universal", "transfer")
 L2 = ("cw-l2", "deepfool")
 GRADIENT = ("apgd", "momentum")   # what the strictest figures are asked of
@@ -39,10 +42,11 @@ class Subject:
     """A champion with its data.
 
     Attributes:
-        name: of the dataset and the champion, for tables and files.
+        name: of the dataset and the champion, for tables.
         model: in eval mode.
         key: digest of its weights.
         covered: the threat models that it was trained against.
+        epsilons: at which it is attacked.
     """
 
     name: str
@@ -51,21 +55,28 @@ class Subject:
     model: nn.Module
     key: str
     covered: tuple[ThreatModel, ...]
+    epsilons: tuple[float, ...]
+
+    @property
+    def slug(self) -> str:
+        """The name for files."""
+        return _slug(self.name)
 
 
 def subject(dataset: str, champion: str, seed: int, data: Prepared) -> Subject:
     """The compact CNN of a dataset, `undefended` or `robust`: trained, or read if the same was trained before."""
-    covered = (ThreatModel("Linf", COVERED[dataset]),) if champion == "robust" else ()
+    epsilons = EPSILONS.get(dataset, USUAL[data.metadata["shape"][0]])
+    covered = (ThreatModel("Linf", COVERED.get(dataset, epsilons[1])),) if champion == "robust" else ()
     torch.manual_seed(seed)
-    model, epochs = build(architecture(data)), EPOCHS[dataset][bool(covered)]
+    model, epochs = build(architecture(data)), EPOCHS.get(dataset, USUAL_EPOCHS)[bool(covered)]
     config = TrainConfig(objective="blend" if covered else "standard", threats=covered, epochs=epochs, seed=seed)
-    file = RESULTS / "champions" / f"{dataset}-{champion}-{seed}-{digest(data.checksum, config)}.safetensors"
+    file = RESULTS / "champions" / f"{_slug(dataset)}-{champion}-{seed}-{digest(data.checksum, config)}.safetensors"
     if not file.is_file():
         trained = train(model, data.tensors("train"), data.tensors("validation"), config).model
         _write(file, trained.state_dict())
     model.load_state_dict(load_file(file))
     return Subject(name=f"{dataset} {champion}", dataset=dataset, data=data, model=model.eval().requires_grad_(False),
-                   key=hashlib.sha256(file.read_bytes()).hexdigest()[:16], covered=covered)
+                   key=hashlib.sha256(file.read_bytes()).hexdigest()[:16], covered=covered, epsilons=epsilons)
 
 
 def architecture(data: Prepared) -> Architecture:
@@ -94,8 +105,8 @@ def stranger(dataset: str, seed: int, data: Prepared) -> nn.Module:
     """A `Stranger` trained on the same training pictures and their labels."""
     torch.manual_seed(seed + 1000)
     model = Stranger(*data.metadata["shape"][:2], len(data.classes))
-    config = TrainConfig(objective="standard", epochs=EPOCHS[dataset][0], seed=seed + 1000)
-    file = RESULTS / "champions" / f"{dataset}-stranger-{seed}-{digest(data.checksum, config)}.safetensors"
+    config = TrainConfig(objective="standard", epochs=EPOCHS.get(dataset, USUAL_EPOCHS)[0], seed=seed + 1000)
+    file = RESULTS / "champions" / f"{_slug(dataset)}-stranger-{seed}-{digest(data.checksum, config)}.safetensors"
     if not file.is_file():
         _write(file, train(model, data.tensors("train"), data.tensors("validation"), config).model.state_dict())
     model.load_state_dict(load_file(file))
@@ -188,6 +199,11 @@ _FUNCTIONS: dict[str, Callable] = {
     "apgd": _apgd, "square": _square, "momentum": _momentum, "universal": _universal, "transfer": _transfer,
     "cw-l2": _cw_l2, "deepfool": _deepfool,
 }
+
+
+def _slug(name: str) -> str:
+    """A name for files; that of a path is its last part."""
+    return re.sub(r"[^\w.-]+", "-", name.rpartition("/")[2])
 
 
 def digest(*parts) -> str:

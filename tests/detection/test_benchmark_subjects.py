@@ -1,0 +1,31 @@
+"""The detection benchmark on pictures of one's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks import unseen
+from benchmarks.common import prepared
+
+
+def test_any_dataset_can_be_attacked(digits, tmp_path, monkeypatch):
+    images, labels = digits.arrays("train")
+    file = tmp_path / "my pictures.npz"
+    np.savez(file, x_train=images[:600], y_train=labels[:600])
+    monkeypatch.setattr(unseen, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(unseen, "USUAL_EPOCHS", (1, 1))
+    data = prepared(f"npz:{file}")
+    undefended, robust = (unseen.subject(f"npz:{file}", name, 0, data) for name in ("undefended", "robust"))
+    assert undefended.slug == "my-pictures.npz-undefended" and undefended.epsilons == (0.1, 0.2, 0.3)
+    assert [threat.epsilon for threat in robust.covered] == [0.2] and not undefended.covered
+    x_adv, rows = unseen.adversarial(undefended, "transfer", 0.2, 32, 0)
+    assert len(rows) == len(x_adv) > 0
+    assert len(list((tmp_path / "results").rglob("*.safetensors"))) == 4   # two champions, the stranger, the attack
+    assert unseen.subject(f"npz:{file}", "undefended", 0, data).key == undefended.key
+
+
+def test_a_dataset_that_is_none_is_a_users_mistake(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        prepared("nonsense")
+    assert stopped.value.code == 2 and "npz:PATH" in capsys.readouterr().err
