@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 LEAST = 16      # inputs in a group, so that its norm can be told
-SHARE = 0.18    # of the campaign that a group must hold: false positives may make up 15 %, and are no attack
+SHARE = 0.18    # of the campaign that a group must hold, what is unlike it apart: 15 % may be false positives
 CUTS = 4        # candidates, each inside the one before
 UNLIKE = 1 / 3   # of a group that may read as weak as what lies outside
+WILD = 1.5      # times as much as one of the whole may one input of a group scatter
 
 
 def least(n: int) -> int:
@@ -62,11 +63,12 @@ def upper_means(rows: Tensor, sizes: list[Tensor]) -> list[Tensor]:
 
 
 def excess(group: Tensor, whole: Tensor, single: Tensor, scatter: Tensor, size: Tensor) -> Tensor:
-    """By how much groups read stronger than the whole, in units of what one input of the group scatters: [B].
+    """By how much groups read stronger than the whole, in units of what one input scatters: [B].
 
-    The unit is the group's, since an attack by itself would scatter like that; of weak and strong inputs together the
-    typical one is either. A few strong inputs lift the mean of weak ones: a group of which more than a third reads less
-    than half as strong as the mean has no excess.
+    What one of the group scatters, since an attack by itself would scatter like that, and the typical one of weak and
+    strong inputs together is either; but at most `WILD` times what one of the whole does, or who makes half of his
+    inputs hard to read would hide them all. A few strong inputs lift the mean of weak ones: a group of which more than
+    a third reads less than half as strong as the mean has no excess.
 
     Args:
         group, whole: ln(epsilon) in Linf, which orders inputs in either norm, pooled, [B].
@@ -75,7 +77,8 @@ def excess(group: Tensor, whole: Tensor, single: Tensor, scatter: Tensor, size: 
     """
     outside = torch.arange(single.shape[1], device=single.device) >= size.unsqueeze(1)
     within = single.masked_fill(outside, torch.nan)
-    alike = within.nanquantile(UNLIKE, dim=1) - whole >= 0.5 * (group - whole)
+    alike = within.nanquantile(UNLIKE, dim=1, interpolation="lower") - whole >= 0.5 * (group - whole)
     typical = torch.minimum(group, within.nanmedian(1).values)
     unit = scatter.masked_fill(outside, torch.nan).nanmedian(1).values
+    unit = torch.minimum(unit, WILD * scatter.median(1).values)
     return ((typical - whole) / unit).masked_fill(~alike, 0.0)

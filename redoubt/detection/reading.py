@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from redoubt.detection.bounds import LEVELS, scaled, scaled_error
-from redoubt.detection.groups import excess, least, nested, upper_means
+from redoubt.detection.groups import SHARE, excess, least, nested, upper_means
 from redoubt.detection.networks import COARSENESS, StrengthNet, scatter, widen
 from redoubt.detection.settings import Settings
 
@@ -89,18 +89,19 @@ class Reader:
         """The rows and the reading of the strongest group that stands apart, if one does."""
         centre, spread, _ = self.single(evidence)
         order, groups = self._parts(evidence, centre[:, 0], smallest)
-        best, single = whole, centre[order, 0].unsqueeze(0)
+        best, own, single = whole, None, centre[order, 0].unsqueeze(0)
         scattered = scatter(single, widen(spread[order, 0]), self.settings.levels)
         for group in groups:
             size = torch.tensor([group.n], device=single.device)
             over = excess(group.centre[:1], best.centre[:1], single, scattered, size).item()
-            if not group.harmless and over > self.settings.apart[whole.norm]:
-                best = group
-        if best is whole:
+            if group.harmless or over <= self.settings.apart[whole.norm]:
+                continue
+            # Decoys that fill it up are not of it; what is left must be more than false alarms may be.
+            near = centre[order[: group.n], 0] - whole.centre[0] >= 0.5 * (group.centre[0] - whole.centre[0])
+            if near.sum() >= SHARE * len(evidence):
+                best, own = group, order[: group.n][near]
+        if own is None:
             return None
-        # Decoys that fill it up are not read with it.
-        order = order[: best.n]
-        own = order[centre[order, 0] - whole.centre[0] >= 0.5 * (best.centre[0] - whole.centre[0])]
         alone = self.pooled(evidence[own].mean(0), len(own))
         return own, replace(alone, norm=best.norm, harmless=best.harmless)
 

@@ -10,8 +10,10 @@ import torch
 from redoubt.attacks import fgsm, on_lattice, pgd
 from redoubt.detection import Detector, decide, match
 from redoubt.detection.benign import benign
+from redoubt.detection.group_calibration import NEVER, _largest_excess, calibrate_groups
 from redoubt.detection.groups import excess, least, nested, upper_means
 from redoubt.detection.networks import PIXELS
+from redoubt.detection.strength import HARMLESS, Rehearsed
 from redoubt.threat import ThreatModel
 
 WEAK, STRONG = 0.12, 0.35
@@ -79,24 +81,77 @@ def test_decoys_inside_a_group_are_not_read_with_it(digits_detector, seen, stron
     assert strength.estimate == pytest.approx(pooled(digits_detector, attack), rel=0.002)
 
 
-def test_harmless_pictures_hide_no_attack(digits, digits_detector, seen):
+def test_a_group_keeps_its_norm_when_decoys_leave_it(digits_detector, seen):
+    every = replace(digits_detector.settings, l2_logit=-100.0, apart=digits_detector.settings.apart[:1] * 2)
+    detector = Detector(digits_detector.model, digits_detector.scorer, digits_detector.strength_net,
+                        digits_detector.witness, every)
+    evidence = torch.cat([seen["fgsm", WEAK][:52], seen["pgd", STRONG][:12]])
+    rows, reading = detector.reader.strongest(evidence[:, :PIXELS])
+    assert len(rows) == 12 and reading.norm == 1   # of 12 inputs by themselves none would be told
+
+
+def test_what_is_left_of_a_group_is_more_than_false_alarms(digits_detector, seen):
+    """Of 80 inputs 12 are 15 %: with four decoys they make 16, which by its size would do."""
+    evidence = torch.cat([seen["fgsm", WEAK][:68], seen["pgd", STRONG][:12]])
+    assert len(digits_detector.reader.strongest(evidence[:, :PIXELS])[0]) == 80
+
+
+@pytest.fixture(scope="module")
+def noisy(digits, digits_detector):
+    """Evidence of flagged pictures under noise."""
     sent = torch.cat([benign("gaussian", digits.tensors("test")[0], levels=16, amount=0.6,
                              generator=torch.Generator().manual_seed(seed)) for seed in (5, 6)])
     verdicts = digits_detector.assess(sent)
-    decoys = verdicts.evidence[verdicts.is_adversarial]
-    mixed = torch.cat([decoys, seen["pgd", STRONG][:16]])
-    # So few rehearsed blocks vouch for no bound but a wide one; usual ones are taken here.
-    usual = Detector(digits_detector.model, digits_detector.scorer, digits_detector.strength_net,
-                     digits_detector.witness, replace(digits_detector.settings, attack_logit=-4.0, harmless_logit=-3.0))
-    assert len(decoys) >= 16 and usual.campaign(decoys).harmless
-    assert usual.reader.pooled(mixed[:, :PIXELS].mean(0), len(mixed)).harmless   # taken as a whole they would hide it
-    strength = usual.campaign(mixed)
+    return verdicts.evidence[verdicts.is_adversarial]
+
+
+def usual(detector: Detector, harmless: float, attack: float) -> Detector:
+    """With such logits: so few rehearsed blocks vouch for no bound but a wide one."""
+    return Detector(detector.model, detector.scorer, detector.strength_net, detector.witness,
+                    replace(detector.settings, attack_logit=attack, harmless_logit=harmless))
+
+
+def test_harmless_pictures_hide_no_attack(digits_detector, noisy, seen):
+    detector, mixed = usual(digits_detector, -3.0, -4.0), torch.cat([noisy, seen["pgd", STRONG][:16]])
+    assert len(noisy) >= 16 and detector.campaign(noisy).harmless
+    assert detector.reader.pooled(mixed[:, :PIXELS].mean(0), len(mixed)).harmless   # as a whole they would hide it
+    strength = detector.campaign(mixed)
     assert not strength.harmless and strength.low > 0.2 and strength.n == len(mixed)
+
+
+def test_a_strong_group_is_found_behind_decoys_and_harmless_pictures(digits_detector, noisy, seen):
+    """First the attack among the harmless, then the group in it: rows of rows."""
+    detector, strong = usual(digits_detector, 0.0, -3.0), 24
+    evidence = torch.cat([noisy, seen["fgsm", WEAK][:20], seen["pgd", STRONG][:strong]])
+    order = torch.randperm(len(evidence), generator=torch.Generator().manual_seed(3))
+    assert detector.reader.pooled(evidence[:, :PIXELS].mean(0), len(evidence)).harmless
+    rows, reading = detector.reader.strongest(evidence[order][:, :PIXELS])
+    assert len(rows) >= 16 and order[rows].min() >= len(evidence) - strong
+    assert reading.centre[0].exp().item() == pytest.approx(0.375, rel=0.1)
 
 
 def test_bounds_of_groups_are_learned(digits_detector):
     assert digits_detector.settings.attack_logit <= 0
     assert all(0 < bound < 100 for bound in digits_detector.settings.apart)
+
+
+def test_a_norm_that_was_not_rehearsed_has_no_groups(digits_detector):
+    net, generator = digits_detector.strength_net, torch.Generator().manual_seed(0)
+    inputs = torch.randn(40, 16, len(net.mean) + 1, generator=generator)
+    blocks = Rehearsed(inputs=inputs, usable=torch.ones(40, 16, dtype=torch.bool), log_epsilon=torch.zeros(40),
+                       norm=torch.arange(40) % 2 * HARMLESS, kind=torch.zeros(40), coarse=torch.zeros(40))
+    apart, _ = calibrate_groups(net, blocks, inputs[0], levels=16, seed=0)
+    assert 0 <= apart[0] < NEVER and apart[1] == NEVER
+
+
+def test_what_parts_show_by_chance_does_not_hang_on_the_order(digits_detector, seen):
+    """In service inputs come in any order; what they scatter must go with them."""
+    rows = torch.cat([seen["fgsm", WEAK][:8], seen["pgd", STRONG][:8]])[:, :PIXELS].unsqueeze(0)
+    mixed = rows[:, torch.randperm(16, generator=torch.Generator().manual_seed(0))]
+    found = [_largest_excess(digits_detector.strength_net, part, torch.zeros(1, dtype=torch.long), 16)
+             for part in (rows, mixed)]
+    assert found[0].item() > 1
+    torch.testing.assert_close(*found)
 
 
 def test_candidates_part_where_the_gap_is():
@@ -114,11 +169,21 @@ def test_means_and_least():
     assert [least(n) for n in (20, 64, 100, 512)] == [16, 16, 18, 93]
 
 
+def test_hard_to_read_inputs_do_not_excuse_a_group():
+    single = torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0, 0.0]])
+    scatter = torch.tensor([[0.9, 0.9, 0.9, 0.2, 0.2, 0.2]])
+    found = excess(torch.tensor([1.0]), torch.tensor([0.4]), single, scatter, torch.tensor([3]))
+    assert found.item() == pytest.approx(0.6 / (1.5 * 0.2))
+
+
 def test_excess_is_in_units_of_the_group_and_none_where_the_group_is_mixed():
-    single = torch.tensor([[1.0, 0.9, 0.8, 0.1, 0.0, -0.1]]).repeat(4, 1)
-    scatter = torch.tensor([[0.1, 0.1, 0.1, 0.5, 0.5, 0.5]]).repeat(4, 1)
+    single = torch.tensor([[1.0, 0.9, 0.8, 0.1, 0.0, -0.1, -0.1]]).repeat(4, 1)
+    scatter = torch.tensor([[0.1, 0.1, 0.1, 0.5, 0.5, 0.5, 0.5]]).repeat(4, 1)
     group, whole, size = torch.tensor([0.9, 0.7, 0.9, 0.6]), torch.tensor(0.4).repeat(4), torch.tensor([3, 3, 4, 5])
     # By the lesser of mean and median; one weak input of four is suffered, two of five are not.
     expected = [(0.9 - 0.4) / 0.1, (0.7 - 0.4) / 0.1, (0.8 - 0.4) / 0.1, 0.0]
     torch.testing.assert_close(excess(group, whole, single, scatter, size), torch.tensor(expected))
-    assert excess(group, whole, single + 1, scatter, size)[3] > 0   # weak as they are, still as strong as the mean
+    # Half as far above the whole as the mean is near enough.
+    near, far = (excess(group[:1], whole[:1], torch.tensor([[0.9, 0.9, 0.4 + part, 0.0]]), scatter[:1, :4], size[:1])
+                 for part in (0.26, 0.24))
+    assert near > 0 and far == 0
