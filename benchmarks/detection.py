@@ -31,6 +31,7 @@ from benchmarks.common import Report, arguments, table
 from benchmarks.noise import changes
 from benchmarks.unseen import EPSILONS, GRADIENT, L2, LINF, RESULTS, Subject, adversarial, digest, subjects
 from redoubt.detection import Detector, FitConfig, decide, fit, match
+from redoubt.errors import InvalidInput
 
 CODE = ("redoubt/attacks", "redoubt/detection", "redoubt/threat.py")   # what fits and judges
 CAMPAIGN = 64
@@ -227,16 +228,20 @@ def main() -> int:
         __doc__,
         n={"type": int, "default": 300, "help": "test pictures attacked (default 300)"},
         campaigns={"type": int, "default": 200, "help": "campaigns drawn for each cell (default 200)"},
-        datasets={"nargs": "+", "default": list(EPSILONS), "metavar": "DATASET",
+        datasets={"nargs": "+", "metavar": "DATASET",
                   "help": f"any that training takes, your own among them (default {' '.join(EPSILONS)})"},
         champions={"nargs": "+", "default": ["undefended", "robust"], "choices": ["undefended", "robust"]},
     )
     if args.quick:
         args.n, args.campaigns, args.champions = 64, 20, ["undefended"]
-        args.datasets = args.datasets if args.datasets != list(EPSILONS) else ["fashion-mnist"]
+        args.datasets = args.datasets or ["fashion-mnist"]
     report = Report(args, f"Detection of attacks that were not rehearsed, compact-cnn, n = {args.n} a cell")
-    for of in subjects(args.datasets, args.champions, args.seed, args.data_dir):
-        measure(report, of, args)
+    try:
+        for of in subjects(args.datasets or list(EPSILONS), args.champions, args.seed, args.data_dir):
+            measure(report, of, args)
+    except InvalidInput as error:   # such as pictures on which no attack shows
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return report.close()
 
 

@@ -218,8 +218,7 @@ def _write(file: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def subjects(datasets, champions, seed: int, data_dir=None):
-    """Each champion of each dataset in turn."""
-    for dataset in datasets:
-        data = prepared(dataset, data_dir)
+    """Each champion of each dataset in turn; a dataset that cannot be read ends the program before any is trained."""
+    for dataset, data in [(dataset, prepared(dataset, data_dir)) for dataset in datasets]:
         for champion in champions:
             yield subject(dataset, champion, seed, data)

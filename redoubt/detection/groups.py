@@ -2,8 +2,9 @@
 
 Inputs are ordered by their own strength, strongest first; candidates are nested upper parts of that order. A campaign
 of one kind has such parts too, and they read stronger than the whole by selection alone: how much at most is measured
-on rehearsed campaigns of one kind (`group_calibration.py`), and only what exceeds that is another attack. In the same
-way an attack is sought among harmless changes, with the inputs ordered by how little harmless they look.
+on rehearsed campaigns of one kind (`group_calibration.py`), and only what exceeds that is another attack; what is
+unlike the rest of it is not read with it. In the same way an attack is sought among harmless changes, with the inputs
+ordered by how little harmless they look.
 """
 
 from __future__ import annotations
