@@ -10,7 +10,7 @@ the attack meanwhile. Printed is the matched epsilon of the campaign's first req
 
 The other way round: k clients send weak decoys (0.03); and many clients together must not be taken for a few: 30 of
 100 send a strong attack (0.2) while the others send decoys (0.05), and the strong part must be answered. Above the
-ceiling, the ceiling is matched and the campaign says so to people.
+ceiling, the ceiling is matched and the campaign says so to people. Last, how many strong inputs of 64 it takes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.detection import fitted
 from benchmarks.unseen import Subject, subjects
 from redoubt.attacks import fgsm, on_lattice, pgd
 from redoubt.bundle import open_bundle, seal, write_bundle
-from redoubt.detection import Detector
+from redoubt.detection import Detector, match
 from redoubt.detection.witness import Budget
 from redoubt.threat import ThreatModel
 from serving.ledger import SqliteLedger
@@ -45,6 +45,7 @@ KS = (1, 3, 10)
 # What k clients send, how often as one of the others, and how many clean inputs to one of an attack.
 CASES = ((CEILING, 1, 0), (CEILING, 10, 0), (CEILING, 100, 0), (0.03, 100, 0), (CEILING, 10, 4), (CEILING, 100, 4))
 FEW, STEPS = 3, 1             # clients, and how far they may move the matched epsilon
+CAMPAIGN, STRONG = 64, (0, 9, 11, 12, 14, 16, 32)   # inputs, and how many of them are strong
 PICTURES, MOST = 400, 4000    # pictures under each attack; inputs after which a campaign is given up
 BATCH = 16
 HEADER = ("attack", "true", "clean", "alone", "k sends", "times", *(f"k = {k}" for k in KS),
@@ -158,6 +159,12 @@ class Scene:
             self._made[key] = on_lattice(made, self.levels) if rounded else made
         return self._made[key]
 
+    def flagged(self, name: str, epsilon: float, part: int) -> Tensor:
+        """Evidence of those that are flagged of `attacked`."""
+        self.loaded.detector.budget = None   # each is put to the model
+        verdicts = self.loaded.detector.assess(self.attacked(name, epsilon, part))
+        return verdicts.evidence[verdicts.is_adversarial]
+
     def run(self, sides: list[Side], seed: int) -> float | None:
         """The matched epsilon of the campaign's request; None if there was none."""
         found = campaign(self.loaded, self.clean, [side for side in sides if side.clients], self.levels, seed)
@@ -217,6 +224,25 @@ def hidden(report: Report, scene: Scene, seeds: int) -> None:
     report.figures["hidden"] = {"columns": header, "rows": rows}
 
 
+def grouped(report: Report, scene: Scene, count: int) -> None:
+    """How many strong inputs of 64 make a group: of the detector by itself, without clients."""
+    strong, rows = scene.flagged("PGD-20", 0.2, 1), []
+    for weak in (0.05, 0.1):
+        decoys, found = scene.flagged("FGSM", weak, 0), []
+        for many in STRONG:
+            found.append(0)
+            for seed in range(count):
+                generator = torch.Generator().manual_seed(seed)
+                mixed = torch.cat([part[torch.randperm(len(part), generator=generator)[:some]]
+                                   for part, some in ((decoys, CAMPAIGN - many), (strong, many))])
+                found[-1] += match(scene.loaded.detector.campaign(mixed), ceiling=CEILING) >= 0.2
+        rows.append((weak, *(f"{100 * one / count:.0f} %" for one in found)))
+    header = ("decoys", *(f"{many} of {CAMPAIGN}" for many in STRONG))
+    report.say(f"\ncampaigns with so many inputs at 0.2 that are matched at 0.2 or more, of {count} each:\n"
+               f"{table(header, rows)}")
+    report.figures["grouped"] = {"columns": header, "rows": rows}
+
+
 def above(report: Report, scene: Scene) -> None:
     """Everybody attacks above the ceiling."""
     pictures = scene.attacked("PGD-20", 0.36, 0)
@@ -238,6 +264,7 @@ def main() -> int:
         steered(report, scene, seeds, CASES[1:2] if args.quick else CASES)
         hidden(report, scene, 1 if args.quick else min(seeds, 5))
         above(report, scene)
+        grouped(report, scene, 10 if args.quick else 60)
     return report.close()
 
 
