@@ -117,7 +117,7 @@ class Detector:
 
         Neither weak decoys nor harmless pictures hide a strong attack: if a group of the inputs, at least 16 and 18 %
         of them, reads stronger than a campaign of one kind could by chance, the answer is that group's strength, less
-        what is unlike it (at most a third of the group, and what is left is still 18 %). `n`
+        what is unlike it (less than a third of the group, and what is left is still 18 %). `n`
         is the number of rows all the same: `decide` asks how much was seen before judging, and whether a group of 16
         is an attack of its own has been tested here.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 LEAST = 16      # inputs in a group, so that its norm can be told
 SHARE = 0.18    # of the campaign that a group must hold, what is unlike it apart: 15 % may be false positives
 CUTS = 4        # candidates, each inside the one before
-UNLIKE = 1 / 3   # of a group that may read as weak as what lies outside
+UNLIKE = 3      # fewer than one input in so many of a group may be none of it
 WILD = 1.5      # times as much as one of the whole may one input of a group scatter
 
 
@@ -63,13 +63,19 @@ def upper_means(rows: Tensor, sizes: list[Tensor]) -> list[Tensor]:
     return [sums[at, size - 1] / size.unsqueeze(1) for size in sizes]
 
 
+def near(single: Tensor, group: Tensor, whole: Tensor) -> Tensor:
+    """Which inputs read at least half as far above the whole as the group does: ln(epsilon) of any shapes that
+    broadcast, to bool."""
+    return single - whole >= 0.5 * (group - whole)
+
+
 def excess(group: Tensor, whole: Tensor, single: Tensor, scatter: Tensor, size: Tensor) -> Tensor:
     """By how much groups read stronger than the whole, in units of what one input scatters: [B].
 
     What one of the group scatters, since an attack by itself would scatter like that, and the typical one of weak and
     strong inputs together is either; but at most `WILD` times what one of the whole does, or who makes half of his
-    inputs hard to read would hide them all. A few strong inputs lift the mean of weak ones: a group of which more than
-    a third reads less than half as strong as the mean has no excess.
+    inputs hard to read would hide them all. A few strong inputs lift the mean of weak ones: a group of which a third is
+    not `near` has no excess.
 
     Args:
         group, whole: ln(epsilon) in Linf, which orders inputs in either norm, pooled, [B].
@@ -77,9 +83,8 @@ def excess(group: Tensor, whole: Tensor, single: Tensor, scatter: Tensor, size: 
         size: inputs in each group, the first so many, [B].
     """
     outside = torch.arange(single.shape[1], device=single.device) >= size.unsqueeze(1)
-    within = single.masked_fill(outside, torch.nan)
-    alike = within.nanquantile(UNLIKE, dim=1, interpolation="lower") - whole >= 0.5 * (group - whole)
-    typical = torch.minimum(group, within.nanmedian(1).values)
+    unlike = (~near(single, group.unsqueeze(1), whole.unsqueeze(1)) & ~outside).sum(1)
+    typical = torch.minimum(group, single.masked_fill(outside, torch.nan).nanmedian(1).values)
     unit = scatter.masked_fill(outside, torch.nan).nanmedian(1).values
     unit = torch.minimum(unit, WILD * scatter.median(1).values)
-    return ((typical - whole) / unit).masked_fill(~alike, 0.0)
+    return ((typical - whole) / unit).masked_fill(UNLIKE * unlike >= size, 0.0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from redoubt.detection.bounds import LEVELS, scaled, scaled_error
-from redoubt.detection.groups import SHARE, excess, least, nested, upper_means
+from redoubt.detection.groups import SHARE, excess, least, near, nested, upper_means
 from redoubt.detection.networks import COARSENESS, StrengthNet, scatter, widen
 from redoubt.detection.settings import Settings
 
@@ -97,9 +97,10 @@ class Reader:
             if group.harmless or over <= self.settings.apart[whole.norm]:
                 continue
             # Decoys that fill it up are not of it; what is left must be more than false alarms may be.
-            near = centre[order[: group.n], 0] - whole.centre[0] >= 0.5 * (group.centre[0] - whole.centre[0])
-            if near.sum() >= SHARE * len(evidence):
-                best, own = group, order[: group.n][near]
+            rows = order[: group.n]
+            rows = rows[near(centre[rows, 0], group.centre[0], whole.centre[0])]
+            if len(rows) >= SHARE * len(evidence):
+                best, own = group, rows
         if own is None:
             return None
         alone = self.pooled(evidence[own].mean(0), len(own))

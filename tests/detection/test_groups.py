@@ -42,6 +42,12 @@ def pooled(detector: Detector, evidence: torch.Tensor) -> float:
     return reading.centre[reading.norm].exp().item()
 
 
+def altered(detector: Detector, **settings) -> Detector:
+    """The detector with other settings."""
+    return Detector(detector.model, detector.scorer, detector.strength_net, detector.witness,
+                    replace(detector.settings, **settings))
+
+
 @pytest.mark.parametrize(("n", "strong"), [(64, 32), (64, 16), (80, 16), (160, 32), (200, 100)])
 @pytest.mark.parametrize("decoy", ["fgsm", "pgd"])
 def test_weak_decoys_hide_no_strong_attack(digits_detector, seen, decoy, n, strong):
@@ -82,9 +88,7 @@ def test_decoys_inside_a_group_are_not_read_with_it(digits_detector, seen, stron
 
 
 def test_a_group_keeps_its_norm_when_decoys_leave_it(digits_detector, seen):
-    every = replace(digits_detector.settings, l2_logit=-100.0, apart=digits_detector.settings.apart[:1] * 2)
-    detector = Detector(digits_detector.model, digits_detector.scorer, digits_detector.strength_net,
-                        digits_detector.witness, every)
+    detector = altered(digits_detector, l2_logit=-100.0, apart=digits_detector.settings.apart[:1] * 2)
     evidence = torch.cat([seen["fgsm", WEAK][:52], seen["pgd", STRONG][:12]])
     rows, reading = detector.reader.strongest(evidence[:, :PIXELS])
     assert len(rows) == 12 and reading.norm == 1   # of 12 inputs by themselves none would be told
@@ -105,14 +109,10 @@ def noisy(digits, digits_detector):
     return verdicts.evidence[verdicts.is_adversarial]
 
 
-def usual(detector: Detector, harmless: float, attack: float) -> Detector:
-    """With such logits: so few rehearsed blocks vouch for no bound but a wide one."""
-    return Detector(detector.model, detector.scorer, detector.strength_net, detector.witness,
-                    replace(detector.settings, attack_logit=attack, harmless_logit=harmless))
-
-
 def test_harmless_pictures_hide_no_attack(digits_detector, noisy, seen):
-    detector, mixed = usual(digits_detector, -3.0, -4.0), torch.cat([noisy, seen["pgd", STRONG][:16]])
+    # So few rehearsed blocks vouch for no bound but a wide one; usual ones are taken here.
+    detector = altered(digits_detector, attack_logit=-4.0, harmless_logit=-3.0)
+    mixed = torch.cat([noisy, seen["pgd", STRONG][:16]])
     assert len(noisy) >= 16 and detector.campaign(noisy).harmless
     assert detector.reader.pooled(mixed[:, :PIXELS].mean(0), len(mixed)).harmless   # as a whole they would hide it
     strength = detector.campaign(mixed)
@@ -121,7 +121,7 @@ def test_harmless_pictures_hide_no_attack(digits_detector, noisy, seen):
 
 def test_a_strong_group_is_found_behind_decoys_and_harmless_pictures(digits_detector, noisy, seen):
     """First the attack among the harmless, then the group in it: rows of rows."""
-    detector, strong = usual(digits_detector, 0.0, -3.0), 24
+    detector, strong = altered(digits_detector, attack_logit=-3.0, harmless_logit=0.0), 24
     evidence = torch.cat([noisy, seen["fgsm", WEAK][:20], seen["pgd", STRONG][:strong]])
     order = torch.randperm(len(evidence), generator=torch.Generator().manual_seed(3))
     assert detector.reader.pooled(evidence[:, :PIXELS].mean(0), len(evidence)).harmless
