@@ -13,8 +13,9 @@ SIZES = (1, 4, 16, 32)           # campaign sizes at which bounds are calibrated
 LEVELS = (0.01, 0.05, 0.95, 0.99)   # quantiles of the scaled error, kept for each norm, size and grain
 FLOORS = (SPREAD_FLOOR, SPREAD_FLOOR, 0.05, 0.05)   # of the spread that scales it, for each; see `scaled`
 FINE, COARSE = 0, 1
+ANY, OWN = 0, 1   # whose errors: those of every kind of attack, and of kinds along the model's own gradient
 SURELY_FINE = -3.0   # the logit of coarseness below which a campaign is judged by the errors of fine ones
-_ENOUGH = 400   # held-out campaigns, four of a block, without which a grain has no 99 % quantile of its own
+ENOUGH = 400    # held-out campaigns, four of a block, without which nothing has a 99 % quantile of its own
 _FEWEST, MOST = 0.6, 0.9   # inputs in whole levels: from which share on they count, and count in full
 _HAIR = 1e-3    # of a level: float32 puts 8 / 255 on either side of it
 _KIND = 40      # of one kind in a grain: what strayed into the other grain has no bias, only noise
@@ -55,7 +56,7 @@ def calibrated(error: Tensor, spread: Tensor, coarse: Tensor, kind: Tensor) -> T
     """
     error = error.unsqueeze(1) / scaled(spread)
     fine, every = grain(coarse) == FINE, _widest(error, kind, 1)
-    if min(fine.sum(), (~fine).sum()) < _ENOUGH:
+    if min(fine.sum(), (~fine).sum()) < ENOUGH:
         return every.repeat(2, 1)
     own = [_widest(error[rows], kind[rows], _KIND) for rows in (fine, ~fine)]
     return torch.stack([own[0], wider(own[1], every)])
@@ -64,6 +65,15 @@ def calibrated(error: Tensor, spread: Tensor, coarse: Tensor, kind: Tensor) -> T
 def wider(one: Tensor, other: Tensor) -> Tensor:
     """Of two tables [..., LEVELS] the entries that lie farther out."""
     return torch.where(torch.tensor(LEVELS) < 0.5, torch.minimum(one, other), torch.maximum(one, other))
+
+
+def narrowed(every: Tensor, own: Tensor) -> Tensor:
+    """Tables of `ANY` and `OWN`, [2, ..., LEVELS], from what was calibrated on all and on those along the gradient.
+
+    Whether to train is asked of the lower bound, which stays that of all; how far, of the upper, which is lowered where
+    the attack is known better, and never raised.
+    """
+    return torch.stack([every, torch.where(torch.tensor(LEVELS) < 0.5, every, torch.minimum(every, own))])
 
 
 def _widest(error: Tensor, kind: Tensor, least: int) -> Tensor:

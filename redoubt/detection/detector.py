@@ -37,7 +37,7 @@ from redoubt.detection.verdicts import Strength, Verdicts
 from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet
 from redoubt.errors import ArtifactError, InvalidInput
 
-FORMAT = 13
+FORMAT = 14
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 _CHUNK = 512   # inputs looked at in one go, which bounds the memory that they take
 
@@ -128,9 +128,11 @@ class Detector:
             InvalidInput: for no rows, another width or values that are not finite.
         """
         evidence = self._checked(evidence)
-        rows, best, witnessed, shared = self._judged(evidence, *self.reader.strongest(evidence[:, :PIXELS]))
+        rows, best, told, witnessed, shared = self._judged(evidence, *self.reader.strongest(evidence[:, :PIXELS]))
         norm, levels, whole = best.norm, None, evidence[rows, WHOLE].mean().item()
-        bounds = self.reader.bounds(best.centre[norm], best.spread[norm], best.coarse, norm, best.n, (0.01, 0.99))
+        origin = self.reader.origin(told, shared) if norm == 0 else (0.0, 0.0)
+        bounds = self.reader.bounds(best.centre[norm], best.spread[norm], best.coarse, norm, best.n, (0.01, 0.99),
+                                    *origin)
         low, estimate, high = (value.item() for value in bounds)
         if norm == 0 and self.settings.levels >= FEW_LEVELS:
             low, estimate, high = in_whole_levels(low, estimate, high, self.settings.levels, whole)
@@ -160,24 +162,26 @@ class Detector:
         evidence = self._checked(evidence)
         return self.reader.single(evidence[:, :PIXELS])[0][:, 0].exp().to(here)
 
-    def _judged(self, evidence: Tensor, rows: Tensor, best: Reading) -> tuple[Tensor, Reading, bool, bool]:
+    def _judged(self, evidence: Tensor, rows: Tensor, best: Reading) -> tuple[Tensor, Reading, Tensor, bool, bool]:
         """What the model says of the strongest group that pixels show, and of all beside it.
 
         Returns:
-            The rows that are the attack, their reading, whether the model bears witness of one, and whether most of
-            the rows carry one pattern.
+            The rows that are the attack, their reading, the log odds that tell where it comes from, whether the model
+            bears witness of one, and whether most of the rows carry one pattern.
         """
         if not self.settings.asks:
-            return rows, best, not best.harmless, False
+            return rows, best, evidence[:0, ODDS], not best.harmless, False
         line, odds, shared = -math.log(RISK_AGAINST if best.harmless else RISK), evidence[:, ODDS], _sharing(evidence)
         own = shared[rows] | _sharing(evidence[rows])
         group, anywhere = (self._won(*part, best.harmless) >= line for part in ((odds[rows], own), (odds, shared)))
         # Beside a witnessed attack, a stronger group is taken for one too: decoys must not cover for it.
         if group or not anywhere or not best.harmless:
-            return rows, best, group or anywhere, _mostly(own)
-        # An attack among strong harmless changes: those that the model speaks of, and no fewer than make a group.
+            return rows, best, odds[rows], group or anywhere, _mostly(own)
+        # An attack among strong harmless changes: those that the model speaks of, and no fewer than make a group. Odds
+        # that they were chosen by do not tell where it comes from.
         rows = odds.argsort(descending=True)[: max(least(len(odds)), int((odds > 0).sum()))]
-        return rows, self.reader.pooled(evidence[rows, :PIXELS].mean(0), len(rows)), True, _mostly(shared[rows])
+        reading = self.reader.pooled(evidence[rows, :PIXELS].mean(0), len(rows))
+        return rows, reading, odds[:0], True, _mostly(shared[rows])
 
     def _won(self, odds: Tensor, sharing: Tensor, harmless: bool) -> float:
         more = (self.witness.pattern * sharing).clamp_min(self.witness.further.item() if harmless else 0.0)

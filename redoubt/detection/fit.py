@@ -21,13 +21,13 @@ from redoubt.detection.detector import Detector
 from redoubt.detection.flagged import planned, questions
 from redoubt.detection.pattern import common, sketch
 from redoubt.detection.probability import calibrate_probability
-from redoubt.detection.rehearsal import KINDS, rehearse_all
+from redoubt.detection.rehearsal import KINDS, OWN_KINDS, TELLING, Rehearsal, rehearse_all
 from redoubt.detection.scoring import CLEAN, Examples, conformal_threshold, fit_scorer, harmless, score, scores
 from redoubt.detection.settings import Settings
 from redoubt.detection.strength import ENOUGH_FLAGGED
 from redoubt.detection.strength_learning import learn_strength
 from redoubt.detection.surrogates import fit_surrogates
-from redoubt.detection.witness import Witness, bet, fit_witness
+from redoubt.detection.witness import Witness, bet, fit_witness, midmean
 from redoubt.errors import InvalidInput
 
 ENOUGH = 2000        # pictures to rehearse on; `further` ones make up for what is missing
@@ -39,6 +39,7 @@ _SPREAD = 4          # times as many fixed patterns are learned from as calibrat
 _PART = 256          # pictures sketched at a time
 _WINNERS, _LOOKS = 8, 4   # harmless changes that win most are tried again, so many times
 _WITNESSES = 32       # flagged attacks without which the model is not asked
+_HEARD = 32          # inputs of a kind of attack without which its typical odds are not known
 _TOLD = 8            # flagged blocks in Linf without which no strength can be learned
 
 
@@ -175,7 +176,7 @@ def fit(
              for index, (part, plan) in enumerate(zip((x, held_out), plans, strict=True)) if asks]
     # Neither waits for the other.
     told, *answers = side_by_side(chain([learn], *asked), device) if asks else [learn()]
-    witness, power = Witness(), {}
+    witness, power, own_odds = Witness(), {}, [0.0, 0.0]
     if asks:
         learned, held = answers[: len(plans[0])], answers[len(plans[0]) :]
         witness = fit_witness(flagged, {key: measured for key, (measured, _) in learned}, seed=seed)
@@ -187,11 +188,12 @@ def fit(
         again = tried(witness, side_by_side(chain.from_iterable(looks), device))
         calibrate_witness(witness, found, again, NOISE)
         power = _power(witness, flagged)
+        own_odds = _own_odds(witness, rehearsal, usable)
     report("strength and evidence")
     settings = Settings(
         channels=x.shape[1], levels=levels, fpr=fpr, threshold=threshold, null_rate=null_rate,
         calibrated_on=len(held_out), chances=chances, l2_logit=told.l2_logit, harmless_logit=told.harmless_logit,
-        attack_logit=told.attack_logit, apart=told.apart, quantiles=told.quantiles.tolist(),
+        attack_logit=told.attack_logit, apart=told.apart, quantiles=told.quantiles.tolist(), own_odds=own_odds,
         lowest=[least for least, _ in ranges], highest=[most for _, most in ranges],
         asks=asks,
         fitted={"seed": seed, "pictures": len(x), "blocks": told.blocks, "seconds": report.seconds,
@@ -238,6 +240,18 @@ def _power(witness: Witness, attacked: Tensor) -> dict:
     """Facts about the witness for people: its biases, and what a bet on one of the `attacked` inputs gains."""
     gain = bet(witness.testimony(attacked)).item() / len(attacked)
     return {**{name: getattr(witness, name).item() for name in ("bias", "pattern", "further")}, "gain": gain}
+
+
+def _own_odds(witness: Witness, rehearsal: Rehearsal, usable: Tensor) -> list[float]:
+    """Typical log odds that tell attacks along the model's own gradient from others: the most of a kind that is none,
+    and half way from there to the least of one that is. The same twice where either has too few."""
+    seen = usable[rehearsal.telling, : rehearsal.asked.shape[1]] & (rehearsal.norm[rehearsal.telling] == 0).unsqueeze(1)
+    kinds = rehearsal.kind[rehearsal.telling].unsqueeze(1).expand_as(seen)[seen]
+    odds = witness.testimony(rehearsal.asked[seen])
+    parts = [odds[kinds == kind] for kind in range(TELLING)]
+    own, others = ([midmean(part) for part in some if len(part) >= _HEARD]
+                   for some in (parts[:OWN_KINDS], parts[OWN_KINDS:]))
+    return [max(others), (max(others) + min(own)) / 2] if own and others else [0.0, 0.0]
 
 
 def _check_told(usable: Tensor, pictures: int, epsilon: tuple[float, float]) -> None:

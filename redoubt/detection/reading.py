@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from redoubt.detection.bounds import LEVELS, scaled, scaled_error
+from redoubt.detection.bounds import ANY, LEVELS, OWN, SIZES, scaled, scaled_error
 from redoubt.detection.groups import SHARE, excess, least, near, nested, upper_means
-from redoubt.detection.networks import COARSENESS, StrengthNet, scatter, widen
+from redoubt.detection.networks import COARSENESS, NORMS, StrengthNet, scatter, widen
 from redoubt.detection.settings import Settings
+from redoubt.detection.witness import midmean
 
 FEW_LEVELS = 64     # 8-bit budgets are whole levels, or many; half a level of 16 is a sixth of 0.2
+STRANGE, PATTERN = 0.03, 0.07   # of ln(epsilon): what attacks from elsewhere, or with one pattern, are given on top
 NORM_MINIMUM = 16   # with fewer inputs neither L2 nor harmless changes are told from Linf
 
 
@@ -43,6 +45,9 @@ class Reader:
     def __init__(self, net: StrengthNet, settings: Settings):
         self.net, self.settings = net, settings
         self._quantiles = torch.tensor(settings.quantiles)
+        shape = 2, len(NORMS), len(SIZES), 2, len(LEVELS)
+        if self._quantiles.shape != shape or len(settings.own_odds) != 2:
+            raise ValueError(f"quantiles of shape {tuple(self._quantiles.shape)}, own_odds {settings.own_odds}")
 
     def read(self, pooled: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What all heads say at once of means [B, PIXELS] over n [B] inputs.
@@ -113,8 +118,34 @@ class Reader:
         means = upper_means(evidence[order].unsqueeze(0), sizes)
         return order, [self.pooled(mean[0], size.item()) for mean, size in zip(means, sizes, strict=True)]
 
+    def origin(self, odds: Tensor, shared: bool) -> tuple[float, float]:
+        """`own` and `extra` for `bounds`, of an attack in Linf, by the model's evidence of its inputs.
+
+        An attack along the model's own gradient can be rehearsed much as it will come; one of another network, a
+        search, or one pattern for all pictures cannot, and is mostly read too small.
+
+        Args:
+            odds: log odds of each input, [n]; 0 where the model was not asked.
+            shared: whether most of them carry one pattern.
+
+        Returns:
+            How surely it went along the gradient, from 0 to 1, and what its upper bound is given as far as it did not.
+            Both are 0 of fewer than 16 inputs, where fewer than half were asked about, and where rehearsed attacks were
+            not told apart.
+        """
+        asked, (least, most) = odds[odds != 0], self.settings.own_odds
+        if len(odds) < NORM_MINIMUM:
+            return 0.0, 0.0
+        if shared:
+            return 0.0, PATTERN
+        if len(asked) < max(NORM_MINIMUM, len(odds) / 2) or most <= least:
+            return 0.0, 0.0
+        own = min(max((midmean(asked) - least) / (most - least), 0.0), 1.0)
+        return own, (1 - own) * STRANGE
+
     def bounds(
-        self, centre: Tensor, spread: Tensor, coarse: Tensor, norm: int, n: int, quantiles: tuple[float, float]
+        self, centre: Tensor, spread: Tensor, coarse: Tensor, norm: int, n: int, quantiles: tuple[float, float],
+        own: float = 0.0, extra: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Low, estimate and high as epsilons, kept inside the rehearsed range widened by half a level.
 
@@ -125,11 +156,14 @@ class Reader:
             centre, spread, coarse: ln(epsilon) in that norm, its standard deviation, the logit of coarseness, [...].
             n: inputs behind each.
             quantiles: two of `bounds.LEVELS`.
+            own: how surely the attack went along the model's own gradient, from 0 to 1.
+            extra: what the upper bound is given on top, of ln(epsilon).
         """
-        errors = scaled_error(self._quantiles[norm].to(spread.device), coarse, n) * scaled(spread)
+        table = self._quantiles[ANY, norm].lerp(self._quantiles[OWN, norm], own).to(spread.device)
+        errors = scaled_error(table, coarse, n) * scaled(spread)
         below, above = (errors[..., LEVELS.index(level)] for level in quantiles)
         half = 0.5 / self.settings.levels
         margin = half if norm == 0 and self.settings.levels < FEW_LEVELS else 0.0
         lowest, highest = max(self.settings.lowest[norm] - half, half / 4), self.settings.highest[norm] + half
-        low, high = (centre + below.clamp_max(0)).exp() - margin, (centre + above.clamp_min(0)).exp()
+        low, high = (centre + below.clamp_max(0)).exp() - margin, (centre + above.clamp_min(0) + extra).exp()
         return tuple(value.clamp(lowest, highest) for value in (low, centre.exp(), high + margin))

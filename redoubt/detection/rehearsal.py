@@ -28,6 +28,7 @@ from redoubt.training.loop import use_bfloat16
 
 ASKED, MANY = 2, 1000   # inputs of each attack block that the model is asked about; twice as many of fewer blocks
 KINDS = ("fgsm", "step", "pgd", "climb", "momentum", "transfer", "smooth", "cells", "part", "guessed")
+OWN_KINDS = 5   # the first so many go along the model's own gradient as it is
 TELLING = 8   # the first so many teach strength and the model's evidence, too; the others the score alone
 Attack = Callable[[Tensor, Tensor], Tensor]   # pictures and labels to adversarial ones
 _LENGTHS = 0.5, 3   # of all steps of an attack together, in epsilon

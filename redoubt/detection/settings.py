@@ -21,8 +21,11 @@ class Settings:
         attack_logit: below this, part of a harmless campaign is an attack.
         apart: [norm], the excess (`groups.excess`, in units of the group's scatter) above which a group is an attack of
             its own.
-        quantiles: [norm][size][grain][level] of the error of ln(epsilon), as `bounds.scaled` scales it, on rehearsed
-            blocks held out.
+        quantiles: [whose][norm][size][grain][level] of the error of ln(epsilon), as `bounds.scaled` scales it, on
+            rehearsed blocks held out.
+        own_odds: typical log odds up to which a campaign is judged by the errors of all attacks, and from which on by
+            those of attacks along the model's own gradient; between them by something between. Where the second is no
+            more than the first, always by those of all.
         lowest, highest: [norm], the range of epsilon that was rehearsed.
         asks: whether flagged inputs are put to the model; if not, pixels alone decide what is an attack.
         fitted: facts about the fit, for people.
@@ -40,6 +43,7 @@ class Settings:
     attack_logit: float
     apart: list
     quantiles: list
+    own_odds: list
     lowest: list
     highest: list
     asks: bool

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redoubt.detection.bounds import LEVELS, SIZES, calibrated
+from redoubt.detection.bounds import ENOUGH, LEVELS, OWN, SIZES, calibrated
 from redoubt.detection.networks import COARSENESS, NORMS, StrengthNet, widen
 from redoubt.detection.reading import NORM_MINIMUM
-from redoubt.detection.rehearsal import KINDS
+from redoubt.detection.rehearsal import KINDS, OWN_KINDS
 
 HARMLESS = len(NORMS)   # in the place of a norm: a block of pictures that were changed without malice
 CAMPAIGNS = 96          # learned from in each step
@@ -137,28 +137,32 @@ def calibrate(net: StrengthNet, blocks: Rehearsed, suspects: Tensor, *, seed: in
     """Quantiles of the scaled error on blocks that a head did not learn from, and when to believe the two logits.
 
     Returns:
-        Quantiles [norm][size][grain][level] for `bounds.SIZES` and `bounds.LEVELS`, as `bounds.calibrated` gives them:
-        for each kind of attack by itself, so that the bias between kinds is inside; the logit that at most
-        `NORM_RISK` of held-out Linf campaigns exceed for L2, since taking one for the other starts a needless retrain;
-        and the same for attacks taken for harmless. Neither is below 0.
+        Quantiles [whose][norm][size][grain][level] for `bounds.SIZES` and `bounds.LEVELS`, as `bounds.calibrated`
+        gives them of all kinds (`bounds.ANY`) and, in Linf and of enough, of those along the model's own gradient
+        (`bounds.OWN`): for each kind of attack by itself, so that the bias between kinds is inside; the logit that at
+        most `NORM_RISK` of held-out Linf campaigns exceed for L2, since taking one for the other starts a needless
+        retrain; and the same for attacks taken for harmless. Neither is below 0.
     """
     generator = torch.Generator().manual_seed(seed + 1)
-    table = torch.zeros(len(NORMS), len(SIZES), 2, len(LEVELS))
+    table = torch.zeros(2, len(NORMS), len(SIZES), 2, len(LEVELS))
     as_l2, as_harmless = [], []
     for column, size in enumerate(SIZES):
         sizes = [torch.full((len(blocks.norm),), float(size))] * 4
         campaigns = draw_campaigns(blocks, suspects, sizes, generator)
         norm, truth = blocks.norm[campaigns.block], blocks.log_epsilon[campaigns.block]
         centre, spread, logits = net(net.evidence(campaigns.mean), campaigns.n)
-        rows = torch.arange(len(norm), device=norm.device)
-        head = fold_of(campaigns.block, net.folds)
-        centre, spread, logits = centre[head, rows], spread[head, rows], logits[head, rows]
+        each, head = torch.arange(len(norm), device=norm.device), fold_of(campaigns.block, net.folds)
+        centre, spread, logits = centre[head, each], spread[head, each], logits[head, each]
         error = truth.unsqueeze(1) - centre
+        kind = blocks.kind[campaigns.block]
         for index in range(len(NORMS)):
-            own = norm == index
-            if own.any():
-                facts = error[:, index], spread[:, index], logits[:, COARSENESS], blocks.kind[campaigns.block]
-                table[index, column] = calibrated(*(fact[own].cpu() for fact in facts))
+            facts = error[:, index], spread[:, index], logits[:, COARSENESS], kind
+            every = norm == index
+            if every.any():
+                table[:, index, column] = calibrated(*(fact[every].cpu() for fact in facts))
+            own = every & (kind < OWN_KINDS)
+            if index == 0 and own.sum() >= ENOUGH:
+                table[OWN, index, column] = calibrated(*(fact[own].cpu() for fact in facts))
         if size >= NORM_MINIMUM:
             as_l2.append(logits[norm == 0, 0])
             as_harmless.append(logits[norm != HARMLESS, 1])

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from redoubt.detection.bounds import wider
+from redoubt.detection.bounds import narrowed, wider
 from redoubt.detection.changes import Changes
 from redoubt.detection.drawn import drawn
 from redoubt.detection.features import features
@@ -66,7 +66,7 @@ def learn_strength(
     quantiles, l2_logit, harmless_logit = calibrate(net, seen, suspects, seed=seed)
     quantiles = wider(quantiles, calibrate(net, blocks, suspects, seed=seed)[0]) if config.moved else quantiles
     apart, attack_logit = calibrate_groups(net, seen, suspects, levels=levels, seed=seed)
-    return LearnedStrength(net=net, quantiles=quantiles, l2_logit=l2_logit, harmless_logit=harmless_logit,
+    return LearnedStrength(net=net, quantiles=narrowed(*quantiles), l2_logit=l2_logit, harmless_logit=harmless_logit,
                            attack_logit=attack_logit, apart=apart, blocks=len(blocks.norm))
 
 

@@ -117,7 +117,7 @@ def test_bounds_are_wider_where_the_heads_disagree(digits_model, digits_detector
 
 
 def test_bounds_are_the_stated_quantiles_of_the_stated_spread(digits_model, digits_detector, digits):
-    table = [[[[-2.0, -1.0, 1.0, 3.0]] * 2] * len(SIZES)] * 2
+    table = [[[[[-2.0, -1.0, 1.0, 3.0]] * 2] * len(SIZES)] * 2] * 2
     plain = Detector(digits_model, digits_detector.scorer, digits_detector.strength_net, digits_detector.witness,
                      replace(digits_detector.settings, levels=65535, quantiles=table, apart=[1000.0] * 2))   # no groups
     verdicts = plain.assess(attacked(digits, digits_model, "pgd", 0.2))

@@ -17,9 +17,9 @@ from redoubt.detection.benign import NOISE
 from redoubt.detection.bias import calibrate_witness, tried, winners
 from redoubt.detection.flagged import planned, questions
 from redoubt.detection.measures import MEASURES, measures
-from redoubt.detection.networks import DETAIL, PIXELS, SKETCH
+from redoubt.detection.networks import DETAIL, ODDS, PIXELS, SKETCH
 from redoubt.detection.pattern import common, sketch
-from redoubt.detection.witness import RISK, Witness, bet, fit_witness
+from redoubt.detection.witness import RISK, Witness, bet, fit_witness, midmean
 from redoubt.threat import ThreatModel
 
 
@@ -70,6 +70,21 @@ def test_attacks_bear_witness_and_noise_does_not(digits, digits_model, digits_de
     strength = digits_detector.campaign(evidence)
     assert strength.witnessed is attack
     assert decide(strength, ()).retrain is attack
+
+
+def test_attacks_along_the_gradient_are_told_from_others(digits, digits_model, digits_detector):
+    """By what was rehearsed, and have an upper bound of their own; the same inputs from elsewhere have a higher one."""
+    verdicts = digits_detector.assess(sent(digits, digits_model, "pgd", 0.2))
+    evidence = verdicts.evidence[verdicts.is_adversarial][:64]
+    evidence[:, DETAIL:] = 0.0   # nothing in common
+    least, most = digits_detector.settings.own_odds
+    assert least < most < midmean(evidence[:, ODDS])
+    unasked, elsewhere = evidence.clone(), evidence.clone()
+    unasked[:, ODDS], elsewhere[:, ODDS] = 0.0, least - 0.1
+    asked, alone, strange = (digits_detector.campaign(part) for part in (evidence, unasked, elsewhere))
+    assert asked.low == alone.low == strange.low and asked.high <= alone.high < strange.high
+    every, own = torch.tensor(digits_detector.settings.quantiles)
+    assert (own[0, ..., 2:] < every[0, ..., 2:]).any() and torch.equal(own[..., :2], every[..., :2])
 
 
 def test_patterns_to_calibrate_with_are_not_those_learned_from(digits, digits_detector, watched, small):
