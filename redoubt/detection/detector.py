@@ -181,7 +181,7 @@ class Detector:
         # that they were chosen by do not tell where it comes from.
         rows = odds.argsort(descending=True)[: max(least(len(odds)), int((odds > 0).sum()))]
         reading = self.reader.pooled(evidence[rows, :PIXELS].mean(0), len(rows))
-        return rows, reading, odds[:0], True, _mostly(shared[rows])
+        return rows, reading, torch.zeros_like(odds[rows]), True, _mostly(shared[rows])
 
     def _won(self, odds: Tensor, sharing: Tensor, harmless: bool) -> float:
         more = (self.witness.pattern * sharing).clamp_min(self.witness.further.item() if harmless else 0.0)

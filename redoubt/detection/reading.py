@@ -14,7 +14,7 @@ from redoubt.detection.settings import Settings
 from redoubt.detection.witness import midmean
 
 FEW_LEVELS = 64     # 8-bit budgets are whole levels, or many; half a level of 16 is a sixth of 0.2
-STRANGE, PATTERN = 0.03, 0.07   # of ln(epsilon): what attacks from elsewhere, or with one pattern, are given on top
+MARGIN, PATTERN = 0.03, 0.07   # of ln(epsilon), on top of upper bounds: no attack is quite as rehearsed
 NORM_MINIMUM = 16   # with fewer inputs neither L2 nor harmless changes are told from Linf
 
 
@@ -121,17 +121,17 @@ class Reader:
     def origin(self, odds: Tensor, shared: bool) -> tuple[float, float]:
         """`own` and `extra` for `bounds`, of an attack in Linf, by the model's evidence of its inputs.
 
-        An attack along the model's own gradient can be rehearsed much as it will come; one of another network, a
-        search, or one pattern for all pictures cannot, and is mostly read too small.
+        An attack along the model's own gradient can be rehearsed much as it will come, if not its every loss and step;
+        one of another network, a search, or one pattern for all pictures cannot, and is mostly read too small.
 
         Args:
             odds: log odds of each input, [n]; 0 where the model was not asked.
             shared: whether most of them carry one pattern.
 
         Returns:
-            How surely it went along the gradient, from 0 to 1, and what its upper bound is given as far as it did not.
-            Both are 0 of fewer than 16 inputs, where fewer than half were asked about, and where rehearsed attacks were
-            not told apart.
+            How surely it went along the gradient, from 0 to 1, and what its upper bound is given on top. The first is 0
+            where fewer than half were asked about, and where rehearsed attacks were not told apart; both are of fewer
+            than 16 inputs.
         """
         asked, (least, most) = odds[odds != 0], self.settings.own_odds
         if len(odds) < NORM_MINIMUM:
@@ -139,9 +139,8 @@ class Reader:
         if shared:
             return 0.0, PATTERN
         if len(asked) < max(NORM_MINIMUM, len(odds) / 2) or most <= least:
-            return 0.0, 0.0
-        own = min(max((midmean(asked) - least) / (most - least), 0.0), 1.0)
-        return own, (1 - own) * STRANGE
+            return 0.0, MARGIN
+        return min(max((midmean(asked) - least) / (most - least), 0.0), 1.0), MARGIN
 
     def bounds(
         self, centre: Tensor, spread: Tensor, coarse: Tensor, norm: int, n: int, quantiles: tuple[float, float],

@@ -39,8 +39,8 @@ class Strength:
         norm: `Linf` or `L2`.
         estimate: the epsilon that arrived, in that norm's unit over pixels in [0, 1].
         low, high: one-sided 99 % bounds of it, the bias between kinds of attack included, and half a level where
-            pictures have fewer than 64. Of an attack that does not go along the model's own gradient `high` is a
-            little more, of one that does the bound of such alone.
+            pictures have fewer than 64. Of an attack along the model's own gradient `high` is the bound of such alone;
+            of 16 inputs and more it mostly has a margin on top (`Reader.origin`).
         n: how many inputs were judged; a group that stands apart may be as small as 16 of them.
         harmless: the inputs look like noise or another change without malice; then the bounds mean nothing.
         witnessed: the changes do to the classifier what random ones would not; without that nothing is retrained.

@@ -13,7 +13,7 @@ from redoubt.detection import Detector
 from redoubt.detection.bounds import ANY, FLOORS, LEVELS, OWN, SIZES, narrowed
 from redoubt.detection.fit import _own_odds
 from redoubt.detection.networks import DETAIL, ODDS, PIXELS, SKETCH
-from redoubt.detection.reading import PATTERN, STRANGE
+from redoubt.detection.reading import MARGIN, PATTERN
 from redoubt.detection.rehearsal import KINDS, OWN_KINDS, TELLING
 from redoubt.threat import ThreatModel
 
@@ -42,10 +42,10 @@ def evidence(digits, digits_model, detector) -> torch.Tensor:
 
 @pytest.mark.parametrize(("odds", "asked", "above"), [
     (-1.0, N, (3.0, 1.0)), (0.2, N, (3.0, 1.0)),   # no sign of it
-    (0.7, N, (2.0, 0.5)), (0.45, N, (2.5, 0.75)),   # between
-    (1.2, N, (1.0, 0.0)), (4.0, N, (1.0, 0.0)),    # surely
-    (1.2, 32, (1.0, 0.0)), (-1.0, 32, (3.0, 1.0)),   # those that were not asked do not count
-    (1.2, 31, (3.0, 0.0)), (-1.0, 31, (3.0, 0.0)), (1.2, 0, (3.0, 0.0)),   # fewer than half do not tell
+    (0.7, N, (2.0, 1.0)), (0.45, N, (2.5, 1.0)),   # between
+    (1.2, N, (1.0, 1.0)), (4.0, N, (1.0, 1.0)),    # surely
+    (1.2, 32, (1.0, 1.0)), (-1.0, 32, (3.0, 1.0)),   # those that were not asked do not count
+    (1.2, 31, (3.0, 1.0)), (-1.0, 31, (3.0, 1.0)), (1.2, 0, (3.0, 1.0)),   # fewer than half do not tell
 ])
 def test_the_upper_bound_follows_the_models_evidence(detector, evidence, odds, asked, above):
     rows = evidence.clone()
@@ -54,8 +54,8 @@ def test_the_upper_bound_follows_the_models_evidence(detector, evidence, odds, a
     found = detector.campaign(rows)
     _, spread, _ = detector.reader.read(rows[:, :PIXELS].mean(0, keepdim=True), torch.tensor([float(N)]))
     lower, upper = ((spread[0, 0].square() + floor**2).sqrt().item() for floor in (FLOORS[0], FLOORS[-1]))
-    quantile, strange = above
-    assert math.log(found.high / found.estimate) == pytest.approx(quantile * upper + strange * STRANGE, rel=1e-3)
+    quantile, margin = above
+    assert math.log(found.high / found.estimate) == pytest.approx(quantile * upper + margin * MARGIN, rel=1e-3)
     assert math.log(found.low / found.estimate) == pytest.approx(-2 * lower, rel=1e-3)   # asked of all kinds, always
 
 
@@ -69,7 +69,7 @@ def test_one_pattern_on_all_inputs_is_known_for_itself(detector, evidence):
     asked[:, ODDS] = 4.0
     found = detector.campaign(pattern)
     assert found.shared and not detector.campaign(unasked).shared
-    assert math.log(found.high / detector.campaign(unasked).high) == pytest.approx(PATTERN, rel=1e-3)
+    assert math.log(found.high / detector.campaign(unasked).high) == pytest.approx(PATTERN - MARGIN, rel=1e-3)
     assert detector.campaign(asked).high == pytest.approx(found.high)
 
 
@@ -87,7 +87,8 @@ def test_three_of_sixty_four_move_it_by_a_step_of_the_grid_at_most(detector, evi
 
 
 @pytest.mark.parametrize(("n", "asked", "shared", "expected"), [
-    (16, 16, False, (1.0, 0.0)), (15, 15, False, (0.0, 0.0)), (40, 16, False, (0.0, 0.0)), (32, 16, False, (1.0, 0.0)),
+    (16, 16, False, (1.0, MARGIN)), (15, 15, False, (0.0, 0.0)), (40, 16, False, (0.0, MARGIN)),
+    (32, 16, False, (1.0, MARGIN)),
     (16, 0, True, (0.0, PATTERN)), (15, 15, True, (0.0, 0.0)),
 ])
 def test_few_inputs_tell_nothing(detector, n, asked, shared, expected):
@@ -115,7 +116,7 @@ def test_odds_that_inputs_were_chosen_by_say_nothing(detector, evidence):
     rows[:16, ODDS], rows[16:, ODDS] = -0.5, 3.0
     chosen, reading, told, witnessed, _ = detector._judged(rows, torch.arange(16), part)
     assert witnessed and not reading.harmless and sorted(chosen.tolist()) == list(range(16, N))
-    assert detector.reader.origin(told, False) == (0.0, 0.0) != detector.reader.origin(rows[chosen, ODDS], False)
+    assert detector.reader.origin(told, False) == (0.0, MARGIN) != detector.reader.origin(rows[chosen, ODDS], False)
 
 
 def test_a_group_is_judged_by_its_own_odds(digits, digits_model, detector, evidence):
@@ -132,7 +133,8 @@ def test_a_group_is_judged_by_its_own_odds(digits, digits_model, detector, evide
     rows = torch.cat([weak, strong])
     own, best = parted.reader.strongest(rows[:, :PIXELS])
     assert len(weak) == 40 and (own >= 40).float().mean() > 0.9 and len(own) >= 16
-    _, _, high = parted.reader.bounds(best.centre[0], best.spread[0], best.coarse, 0, best.n, (0.01, 0.99), 1.0, 0.0)
+    _, _, high = parted.reader.bounds(best.centre[0], best.spread[0], best.coarse, 0, best.n, (0.01, 0.99), 1.0,
+                                    MARGIN)
     assert parted.campaign(rows).high == pytest.approx(high.item(), rel=1e-4)
 
 
