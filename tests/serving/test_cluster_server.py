@@ -37,7 +37,7 @@ class Launcher:
 def replica(api: ApiServer, settings, registry, home, name: str, launcher=None):
     """A started server, one of several."""
     kubernetes = Kubernetes(Connection("http://api", what="the Kubernetes API", transport=api.transport()), "redoubt")
-    server = Server(settings(home=home, ledger="kubernetes", replica=name, lease_seconds=3, **KFP), registry=registry,
+    server = Server(settings(home=home, ledger="kubernetes", replica=name, lease_seconds=10, **KFP), registry=registry,
                     launcher=launcher or Launcher(Result(status="refused", reason="by script")), kubernetes=kubernetes)
     server.start()
     try:
