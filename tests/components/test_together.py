@@ -18,8 +18,9 @@ ROOT = Path(__file__).parents[2]
 SMALL = {"objective": "pgd", "epochs": 2, "steps": 1, "precision": "float32"}
 
 
-def test_two_processes_make_one_processs_bundle(digits, tmp_path):
+def test_two_processes_make_one_processs_bundle(digits, tmp_path, monkeypatch):
     rows = []
+    monkeypatch.setattr(step, "SAY_SECONDS", 3600.0)   # on a slow day an epoch has lines of its own
     two = step.run(digits.folder, tmp_path / "two", processes=2, progress=rows.append, **SMALL)
     one = step.run(digits.folder, tmp_path / "one", **SMALL)
     assert [row["epoch"] for row in rows] == [1, 2], "the first of them alone reports"
