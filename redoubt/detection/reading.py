@@ -162,7 +162,7 @@ class Reader:
         errors = scaled_error(table, coarse, n) * scaled(spread)
         below, above = (errors[..., LEVELS.index(level)] for level in quantiles)
         half = 0.5 / self.settings.levels
-        margin = half if norm == 0 and self.settings.levels < FEW_LEVELS else 0.0
+        room = half if norm == 0 and self.settings.levels < FEW_LEVELS else 0.0
         lowest, highest = max(self.settings.lowest[norm] - half, half / 4), self.settings.highest[norm] + half
-        low, high = (centre + below.clamp_max(0)).exp() - margin, (centre + above.clamp_min(0) + extra).exp()
-        return tuple(value.clamp(lowest, highest) for value in (low, centre.exp(), high + margin))
+        low, high = (centre + below.clamp_max(0)).exp() - room, (centre + above.clamp_min(0) + extra).exp()
+        return tuple(value.clamp(lowest, highest) for value in (low, centre.exp(), high + room))

@@ -161,7 +161,17 @@ def _short(folder):
     file.write_bytes(file.read_bytes()[:1000])
 
 
-@pytest.mark.parametrize("damage", [_drop, _garble, _old, _short])
+def _one_table(folder):
+    card = json.loads((folder / "detector.json").read_text())
+    (folder / "detector.json").write_text(json.dumps(card | {"quantiles": card["quantiles"][0]}))
+
+
+def _one_mark(folder):
+    card = json.loads((folder / "detector.json").read_text())
+    (folder / "detector.json").write_text(json.dumps(card | {"own_odds": card["own_odds"][:1]}))
+
+
+@pytest.mark.parametrize("damage", [_drop, _garble, _old, _short, _one_table, _one_mark])
 def test_damaged_detectors_are_refused(digits_model, digits_detector, tmp_path, damage):
     digits_detector.save(tmp_path)
     damage(tmp_path)
