@@ -83,13 +83,15 @@ class FitConfig:
 
     @classmethod
     def suited_to(cls, model: nn.Module, x: Tensor) -> FitConfig:
-        """The amount that pays: fewer blocks from few or large pictures, and from a large network without a GPU;
-        longer learning from many in colour."""
+        """The amount that pays: less from few, large or tiny pictures, and from a large network without a GPU; longer
+        learning from many in colour."""
         if next(model.parameters()).device.type == "cpu" and sum(w.numel() for w in model.parameters()) > _LARGE:
             config = cls(blocks=120, block_size=16, strength_steps=700, noise=32)
         else:
             config = cls() if len(x) >= ENOUGH else cls(blocks=900, strength_steps=1200)
-            if x.shape[1] > 1 and len(x) >= ENOUGH:   # colour has more to tell apart
+            if x.shape[-1] < cls.smallest:   # so little is soon learned
+                config = cls(blocks=600, score_steps=600, strength_steps=800)
+            elif x.shape[1] > 1 and len(x) >= ENOUGH:   # colour has more to tell apart
                 config = replace(config, score_steps=2400, strength_steps=10_000, moved=1, drawn=1500)
         room = int(_MEMORY / (2 * x[0].numel() * config.block_size) * 3 / 4)   # L2 adds a third
         blocks = max(8 * len(KINDS), min(config.blocks, room))

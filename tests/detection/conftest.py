@@ -8,9 +8,9 @@ from redoubt.detection import Detector, FitConfig, fit
 
 
 @pytest.fixture(scope="session")
-def small() -> FitConfig:
-    """What `FitConfig.suited_to` gives so few pictures, for tests that alter a part of it: twenty seconds."""
-    return FitConfig(blocks=900, strength_steps=1200, score_steps=800)
+def small(digits, digits_model) -> FitConfig:
+    """What such small pictures are given, for tests that alter a part of it: fifteen seconds."""
+    return FitConfig.suited_to(digits_model, digits.tensors("train")[0])
 
 
 @pytest.fixture(scope="session")

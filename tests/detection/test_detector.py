@@ -218,6 +218,15 @@ def test_large_pictures_get_few_blocks_of_either_sort(side, least, most):
     assert FitConfig.suited_to(model, x[:, :1]).drawn == 0   # grey
 
 
+@pytest.mark.parametrize("count", [500, 5000])
+def test_tiny_pictures_get_less_than_others_do(count):
+    model = build(Architecture(name="compact-cnn", num_classes=2, channels=1, size=8, mean=(0.5,), std=(0.2,)))
+    tiny, other = (FitConfig.suited_to(model, torch.zeros(1, 1, side, side).expand(count, -1, -1, -1))
+                   for side in (15, 16))
+    assert all(getattr(tiny, name) < getattr(other, name) for name in ("blocks", "score_steps", "strength_steps"))
+    assert tiny.drawn == 0
+
+
 def test_the_last_kinds_teach_neither_strength_nor_what_an_attack_does_to_the_model(digits, digits_model, monkeypatch):
     class Taught(Exception):
         pass
