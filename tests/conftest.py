@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from redoubt.data import Prepared, load_source, prepare
 from redoubt.detection import FitConfig, fit
 from redoubt.models import Architecture, Classifier, build
+from redoubt.registry import Registry
 from redoubt.threat import ThreatModel
 from redoubt.training import TrainConfig, train
 
@@ -65,6 +67,21 @@ def digits_model(train_digits) -> Classifier:
 def robust_digits_model(train_digits) -> Classifier:
     """A digits model trained with PGD at Linf 0.1, in eval mode. Do not alter it: copy it first."""
     return train_digits("pgd", (ThreatModel("Linf", 0.1),), epochs=20, learning_rate=5e-3)
+
+
+@pytest.fixture(scope="session")
+def mlflow_tables(tmp_path_factory) -> Path:
+    """MLflow's tables with nothing in them: to make them takes a second, to copy them nothing."""
+    file = tmp_path_factory.mktemp("tables") / "mlflow.db"
+    Registry(f"sqlite:///{file}", "m").champion()
+    return file
+
+
+@pytest.fixture
+def registry(tmp_path, mlflow_tables) -> Registry:
+    """An empty registry of a model `m`, in `tmp_path`/mlflow.db."""
+    file = shutil.copy(mlflow_tables, tmp_path / "mlflow.db")
+    return Registry(f"sqlite:///{file}", "m")
 
 
 @pytest.fixture(scope="session")

@@ -21,11 +21,6 @@ from redoubt.threat import ThreatModel
 THREAT = ThreatModel("Linf", 0.1)
 
 
-@pytest.fixture
-def registry(tmp_path):
-    return Registry(f"sqlite:///{tmp_path / 'mlflow.db'}", "m")
-
-
 def register(registry, model, folder, digits, threats=(), classes="0123456789", checksum=None):
     shutil.rmtree(folder, ignore_errors=True)
     data = {"dataset": "digits", "checksum": checksum or digits.checksum}

@@ -14,7 +14,6 @@ from pipelines import local
 from pipelines.local import RunResult, failure, read_progress, read_result, write_json
 from pipelines.parameters import RunParameters
 from redoubt.bundle import write_bundle
-from redoubt.registry import Registry
 from redoubt.retraining import already_judged
 from redoubt.threat import ThreatModel
 
@@ -106,11 +105,6 @@ def test_a_request_that_cannot_be_answered_ends_with_its_reason(tmp_path, reques
     result = read_result(tmp_path)
     assert result.status == "failed"
     assert reason in result.reason
-
-
-@pytest.fixture
-def registry(tmp_path):
-    return Registry(f"sqlite:///{tmp_path / 'mlflow.db'}", "m")
 
 
 def register(registry, model, folder, *, cause, epsilon=0.1, **decision):

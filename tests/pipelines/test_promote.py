@@ -25,11 +25,6 @@ THREAT = ThreatModel("Linf", 0.1)
 
 
 @pytest.fixture
-def registry(tmp_path):
-    return Registry(f"sqlite:///{tmp_path / 'mlflow.db'}", "m")
-
-
-@pytest.fixture
 def register(registry, digits, tmp_path):
     """A function (model, threats=()) -> a registered version of the digits."""
     def make(model, threats=(), **tags):
