@@ -84,7 +84,7 @@ def main() -> int:
     if args.quick:
         args.n, args.datasets, args.champions = 64, ["fashion-mnist"], ["undefended"]
     report, rows = Report(args, "Attackers who know the detector, compact-cnn"), []
-    for of in subjects(args.datasets, args.champions, args.seed, args.data_dir):
+    for of in subjects(args.datasets, args.champions, args.seed, args.data_dir, quick=args.quick):
         detector = fitted(of, args.seed, quick=args.quick)
         for epsilon in of.epsilons[2:3] if args.quick else of.epsilons[1:]:
             for weight in WEIGHTS:

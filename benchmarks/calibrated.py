@@ -71,7 +71,7 @@ def unseen(of: Subject, detector: Detector, n: int, seed: int) -> Tensor:
 def main() -> int:
     args = arguments(__doc__, n={"type": int, "default": 300, "help": "test pictures under each attack (default 300)"})
     report = Report(args, "Probability of an attack, Fashion-MNIST, compact-cnn")
-    of = next(subjects(["fashion-mnist"], ["undefended"], args.seed, args.data_dir))
+    of = next(subjects(["fashion-mnist"], ["undefended"], args.seed, args.data_dir, quick=args.quick))
     detector = fitted(of, args.seed, quick=args.quick)
     clean = detector.assess(of.data.tensors("test")[0]).probability
     mix = rehearsed(of, detector, 36 if args.quick else 240, args.seed + 500)

@@ -258,7 +258,7 @@ def main() -> int:
     args = arguments(__doc__, seeds={"type": int, "default": 10, "help": "campaigns (default 10)"})
     report = Report(args, "Steering by a few of 100 clients, Fashion-MNIST, compact-cnn")
     seeds = 2 if args.quick else args.seeds
-    of = next(subjects(["fashion-mnist"], ["undefended"], args.seed, args.data_dir))
+    of = next(subjects(["fashion-mnist"], ["undefended"], args.seed, args.data_dir, quick=args.quick))
     with tempfile.TemporaryDirectory(prefix="redoubt-steering-") as folder:
         scene = Scene(of, Path(folder), args.seed, args.quick)
         steered(report, scene, seeds, CASES[1:2] if args.quick else CASES)

@@ -32,6 +32,7 @@ COVERED = {"fashion-mnist": 0.1, "photo-patches": 8 / 255}   # what the robust c
 EPOCHS = {"fashion-mnist": (2, 2), "photo-patches": (10, 8)}   # undefended, robust
 # Of other datasets: epsilons in grey and in colour, the second of which is the robust champion's; and epochs.
 USUAL, USUAL_EPOCHS = {1: (0.1, 0.2, 0.3), 3: (4 / 255, 8 / 255, 16 / 255)}, (8, 8)
+QUICK = 12_000   # pictures that a quick champion is trained on
 LINF = ("apgd", "square", "momentum", "universal", "transfer")
 L2 = ("cw-l2", "deepfool")
 GRADIENT = ("apgd", "momentum")   # what the strictest figures are asked of
@@ -63,16 +64,22 @@ class Subject:
         return _slug(self.name)
 
 
-def subject(dataset: str, champion: str, seed: int, data: Prepared) -> Subject:
-    """The compact CNN of a dataset, `undefended` or `robust`: trained, or read if the same was trained before."""
+def subject(dataset: str, champion: str, seed: int, data: Prepared, *, quick: bool = False) -> Subject:
+    """The compact CNN of a dataset, `undefended` or `robust`: trained, or read if the same was trained before.
+
+    Args:
+        quick: train it on few of the pictures, in seconds.
+    """
     epsilons = EPSILONS.get(dataset, USUAL[data.metadata["shape"][0]])
     covered = (ThreatModel("Linf", COVERED.get(dataset, epsilons[1])),) if champion == "robust" else ()
     torch.manual_seed(seed)
     model, epochs = build(architecture(data)), EPOCHS.get(dataset, USUAL_EPOCHS)[bool(covered)]
     config = TrainConfig(objective="blend" if covered else "standard", threats=covered, epochs=epochs, seed=seed)
-    file = RESULTS / "champions" / f"{_slug(dataset)}-{champion}-{seed}-{digest(data.checksum, config)}.safetensors"
+    key = digest(data.checksum, config, *([QUICK] if quick else []))
+    file = RESULTS / "champions" / f"{_slug(dataset)}-{champion}-{seed}-{key}.safetensors"
     if not file.is_file():
-        trained = train(model, data.tensors("train"), data.tensors("validation"), config).model
+        given = data.tensors("train", QUICK if quick else None)
+        trained = train(model, given, data.tensors("validation", 1000 if quick else None), config).model
         _write(file, trained.state_dict())
     model.load_state_dict(load_file(file))
     return Subject(name=f"{dataset} {champion}", dataset=dataset, data=data, model=model.eval().requires_grad_(False),
@@ -217,8 +224,8 @@ def _write(file: Path, tensors: dict[str, Tensor]) -> None:
     file.with_suffix(".new").replace(file)
 
 
-def subjects(datasets, champions, seed: int, data_dir=None):
+def subjects(datasets, champions, seed: int, data_dir=None, *, quick: bool = False):
     """Each champion of each dataset in turn; a dataset that cannot be read ends the program before any is trained."""
     for dataset, data in [(dataset, prepared(dataset, data_dir)) for dataset in datasets]:
         for champion in champions:
-            yield subject(dataset, champion, seed, data)
+            yield subject(dataset, champion, seed, data, quick=quick)

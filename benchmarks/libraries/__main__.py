@@ -100,7 +100,7 @@ def main() -> int:
               "with --peers-python", file=sys.stderr)
         return 2
     report = Report(args, f"Attacks of {args.versions}, compact-cnn, n = {args.n} an attack")
-    for of in subjects(args.datasets, ["undefended"], args.seed, args.data_dir):
+    for of in subjects(args.datasets, ["undefended"], args.seed, args.data_dir, quick=args.quick):
         measure(report, of, args)
     return report.close()
 
