@@ -17,6 +17,7 @@ cut off goes on with the next one.
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import sys
 import tempfile
@@ -106,12 +107,19 @@ class Loop:
             if done.status != "promoted":
                 raise SystemExit(f"the first run was {done.status}: {done.reason} (log: {first / 'run.log'})")
         self.go_back()
+        self.forget()
         self.undefended = self.registry.fetch(self.registry.version(1), self.folder / "undefended")
 
     def go_back(self) -> None:
         """Make version 1 champion again."""
         while self.registry.champion().number != 1:
             self.registry.rollback(why="the next campaign")
+
+    def forget(self) -> None:
+        """Drop what a call that was cut off had under way: the server would go on with it in the next campaign."""
+        for file in self.folder.glob("ledger.db*"):
+            file.unlink()
+        shutil.rmtree(self.folder / "retrains", ignore_errors=True)
 
     def serve(self) -> Server:
         return Server(self.folder, MODEL, self.uri, cool_down_seconds=0, daily_budget=10_000)

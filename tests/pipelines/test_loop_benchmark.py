@@ -5,7 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 
 from benchmarks.common import Report
-from benchmarks.loop import ATTACKS, EPSILON, HEADER, SHARE, cases, judge, row
+from benchmarks.loop import ATTACKS, EPSILON, HEADER, MODEL, SHARE, Loop, cases, judge, row
+from serving.ledger import SqliteLedger
 
 GIVEN = Namespace(seed=0, quick=False, check=True, json=None)
 FOUND = {"request": 80, "alarm": 7, "seconds": 140.0, "strength": {"estimate": 0.1}, "matched": 0.11, "runs": 1,
@@ -20,6 +21,18 @@ def test_cases_are_drawn_alike_and_within_their_bounds():
     assert all(low <= case.epsilon <= high and SHARE[0] <= case.share <= SHARE[1] for case in drawn)
     assert {case.attack for case in drawn} == set(ATTACKS)
     assert len({case.epsilon for case in drawn}) == 10
+
+
+def test_what_a_call_that_was_cut_off_had_under_way_is_forgotten(tmp_path):
+    (tmp_path / "retrains" / "r-1").mkdir(parents=True)
+    ledger = SqliteLedger(tmp_path / "ledger.db")
+    ledger.open_campaign(MODEL, "1", inputs=6, flagged=6)
+    ledger.close()
+    Loop(tmp_path, "digits", "", 0).forget()
+    ledger = SqliteLedger(tmp_path / "ledger.db")
+    assert ledger.running_campaign(MODEL) is None
+    ledger.close()
+    assert not (tmp_path / "retrains").exists()
 
 
 def shortfalls(**changes) -> list[str]:
