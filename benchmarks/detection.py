@@ -12,7 +12,7 @@ input holds the epsilon that arrived in whole levels (90 % asked). Then, over ca
 replacement: estimate over true (median), the share whose matched epsilon is 1 to 1.25 times the true one, the logarithm
 of the wealth that the model's evidence wins with 64 inputs, and the share that would start a retraining run. Minimum-
 norm attacks have no epsilon: the 95th percentile of their lengths stands for it. Finished cells are kept below
-results/detection. `--quick` trains and fits on little, shows what it measures, and is held only to what it notices.
+results/detection. `--quick` trains and fits on little, and is held to what it notices and to the median estimate.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def require(report: Report, of: Subject, attack: str, epsilon, cell: dict, *, st
     """Note each figure that falls short, where the attack costs the undefended champion half of its accuracy.
 
     Args:
-        strict: strength, too; a detector that was fitted in half a minute notices, and measures roughly.
+        strict: matches, too; the bounds of a detector that was fitted in half a minute are wide.
     """
     if of.covered or "auroc" not in cell or cell["accuracy"] > 0.5:
         return
@@ -219,10 +219,11 @@ def require(report: Report, of: Subject, attack: str, epsilon, cell: dict, *, st
     report.require(cell["auroc"] >= least, f"{name}: AUROC {cell['auroc']:.3f}, {least} is asked for")
     if attack in GRADIENT:
         report.require(cell["at_1_percent"] >= 0.95, f"{name}: {cell['at_1_percent']:.3f} detected at 1 %, not 0.95")
-    if strict and attack in LINF and "matched" in cell:
+    if attack in LINF and "matched" in cell:
         estimate = cell["estimate"] or 0.0   # none: no campaign was told to be in Linf
         report.require(0.9 <= estimate <= 1.1, f"{name}: estimate over true {estimate:.3f}, not 0.9 to 1.1")
-        report.require(cell["matched"] >= 0.99, f"{name}: {cell['matched']:.3f} matched in 1 to 1.25, not 0.99")
+        matched = not strict or cell["matched"] >= 0.99
+        report.require(matched, f"{name}: {cell['matched']:.3f} matched in 1 to 1.25, not 0.99")
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -161,17 +162,13 @@ def _short(folder):
     file.write_bytes(file.read_bytes()[:1000])
 
 
-def _one_table(folder):
+def _one_less(name, folder):
     card = json.loads((folder / "detector.json").read_text())
-    (folder / "detector.json").write_text(json.dumps(card | {"quantiles": card["quantiles"][0]}))
+    (folder / "detector.json").write_text(json.dumps(card | {name: card[name][:-1]}))
 
 
-def _one_mark(folder):
-    card = json.loads((folder / "detector.json").read_text())
-    (folder / "detector.json").write_text(json.dumps(card | {"own_odds": card["own_odds"][:1]}))
-
-
-@pytest.mark.parametrize("damage", [_drop, _garble, _old, _short, _one_table, _one_mark])
+@pytest.mark.parametrize("damage", [
+    _drop, _garble, _old, _short, partial(_one_less, "quantiles"), partial(_one_less, "own_odds")])
 def test_damaged_detectors_are_refused(digits_model, digits_detector, tmp_path, damage):
     digits_detector.save(tmp_path)
     damage(tmp_path)
