@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from redoubt.detection.benign import BENIGN, NOISE, benign, fewer_steps, jpeg
-from redoubt.detection.features import NARROW, WIDE, feature_count, features, neighbours_mean
+from redoubt.detection.features import NARROW, SPANS, WIDE, _spans, feature_count, features, neighbours_mean
 from redoubt.detection.rehearsal import KINDS, rehearse
 from redoubt.detection.surrogates import fit_surrogates
 
@@ -19,11 +20,39 @@ def test_each_histogram_is_a_share_of_pixels(channels):
     x = torch.rand(4, channels, 9, 9)
     seen = features(x)
     assert seen.shape == (4, feature_count(channels))
+    assert WIDE.bins != NARROW.bins == SPANS.bins
     whole = (9 if channels > 1 else 8) * (WIDE.bins + 1)
     for part, scale in ((seen[:, :whole], WIDE), (seen[:, whole:], NARROW)):
-        assert (part.numel() == 0) == (scale is NARROW and channels == 1)   # where it is flat, in colour
+        assert (part.numel() == 0) == (scale is NARROW and channels == 1)   # where it is flat and spans, in colour
         sums = part.square().view(4, -1, scale.bins + 1).sum(-1)
         torch.testing.assert_close(sums, torch.ones_like(sums))
+
+
+@pytest.mark.parametrize("side", [3, 6, 9, 32])
+def test_spans_are_the_largest_less_the_smallest_of_each_window(side):
+    x = torch.rand(2, 3, side, side)
+    pool, difference = partial(torch.nn.functional.max_pool2d, stride=1), x - x.roll(1, dims=1)
+    spans = _spans(x)
+    for one, other, window in zip(spans[::2], spans[1::2], (3, 5, 9, 17), strict=True):
+        size = min(window, side)   # of a small picture as much as there is
+        torch.testing.assert_close(one, pool(x, size) + pool(-x, size), rtol=0, atol=0)
+        torch.testing.assert_close(other, pool(difference, size) + pool(-difference, size), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("alike", [True, False], ids=["grey", "coloured"])
+def test_spans_tell_the_bound_of_a_coarse_change_twice(alike):
+    """Squares of 4 x 4 pixels at plus or minus 6 levels, on a slope of one level a pixel."""
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randn(40, 1 if alike else 3, 8, 8, generator=generator).sign()
+    cells = signs.repeat_interleave(4, -1).repeat_interleave(4, -2).expand(40, 3, 32, 32)
+    x = 0.4 + torch.arange(32).view(1, 1, 1, 32) / 255 + 6 / 255 * cells
+    spans = features(x).square().mean(0)[-8 * (SPANS.bins + 1) :].view(4, 2, -1)[1:3]   # windows of 5 and 9, what, bins
+    places = torch.logspace(math.log10(SPANS.lowest), math.log10(SPANS.highest), SPANS.bins)
+    within = (places > 11.5 / 255) & (places < 21 / 255)   # 12 of the change, up to 8 of the slope
+    assert spans[1, 0, 1:][within].sum() > 0.95
+    assert spans[0, 0, 1:][within].sum() < spans[1, 0, 1:][within].sum()   # more small ones see one square alone
+    twice = (places > 22 / 255) & (places < 26 / 255)   # of what channels differ in
+    assert spans[1, 1, 0] > 0.999 if alike else spans[1, 1, 1:][twice].sum() > 0.8
 
 
 def test_where_a_picture_is_flat_what_was_added_lies_bare():
