@@ -2,12 +2,14 @@
 
 A perturbation bounded by epsilon piles its changes up at that bound, and a picture has places where they lie bare:
 pixels near black or white, flat neighbourhoods, channels that move together. Histograms over the *logarithm* of such
-differences turn a stronger attack into the same shape shifted along the axis. No class, label or gradient enters.
+differences turn a stronger attack into the same shape shifted along the axis. In colour so do the largest differences
+within windows, for what is smooth over some pixels. No class, label or gradient enters.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -29,7 +31,10 @@ WIDE = Scale(bins=40, lowest=0.003, highest=0.8)
 NARROW = Scale(bins=64, lowest=0.5 / 255, highest=0.4)   # 9 % a bin: where a picture is flat, a bound shows as an edge
 FLAT = (0.0, 0.2, 0.5)   # the flattest fifth of a picture, and what comes next up to half of it
 SPANS = Scale(bins=64, lowest=1 / 255, highest=0.9)
-SHIFTS = (1, 2, 4, 8)   # of windows by which those twice as large come about, from pairs on
+PAIRS = 1               # by so much pixels are shifted to make windows of 2 x 2,
+SHIFTS = (1, 2, 4, 8)   # and those by so much, one after the other, to make windows of 3, 5, 9 and 17
+
+_AT_ONCE = 2**20         # numbers of pictures looked at in one go: fewer stay in the caches, and bound the memory
 
 
 def feature_count(channels: int) -> int:
@@ -46,8 +51,11 @@ def features(x: Tensor) -> Tensor:
         x: pictures, float [N, C, S, S] in [0, 1].
 
     Returns:
-        [N, `feature_count(C)`], each the square root of a share of pixels, which evens out the noise of counting.
+        [N, `feature_count(C)`], each the square root of a share of pixels or windows, which evens out the noise of
+        counting.
     """
+    if x.numel() > _AT_ONCE and len(x) > 1:
+        return torch.cat([features(part) for part in x.split(max(1, _AT_ONCE // x[0].numel()))])
     residual = x - neighbours_median(F.pad(x, (1, 1, 1, 1), mode="replicate"))
     whole = [_log_histogram(part.flatten(1), WIDE) for part in _differences(x, residual)]
     if x.shape[1] > 1:
@@ -107,26 +115,41 @@ def _where_flat(x: Tensor, residual: Tensor) -> list[Tensor]:
     return [part.flatten(2).gather(2, at).flatten(1) for at in places for part in parts]
 
 
-def _spans(x: Tensor) -> list[Tensor]:
+def _spans(x: Tensor) -> Iterator[Tensor]:
     """The largest less the smallest in windows of 3, 5, 9 and 17 pixels a side, of channels and of what they differ in.
 
     A change that is smooth over some pixels moves neighbours alike, and flattens its own plateaus. Where it reaches its
-    bound at both ends within a window, the span is twice the bound, and more only by what the picture has there itself:
-    an edge, with room above it. Of colour alone, as `_where_flat`.
+    bound at both ends within a window, the span is twice the bound give or take what the picture has there, and of
+    channels that move against each other four times. Of colour alone, as `_where_flat`; of a small picture windows are
+    as large as there is room.
     """
+    x = _without_specks(x)
     most = torch.stack([x, x - x.roll(1, dims=1)])
-    least, parts = -most, []
-    for shift in (1, *SHIFTS):
+    most, least = _largest(most, PAIRS), _largest(-most, PAIRS)
+    for shift in SHIFTS:
         most, least = _largest(most, shift), _largest(least, shift)
-        parts += (most + least).unbind()
-    return parts[2:]   # windows of 2 say what neighbours say
+        yield from (most + least).unbind()
+
+
+def _without_specks(x: Tensor) -> Tensor:
+    """Every pixel drawn to the range of its eight neighbours: one that sticks out would do so in all windows round it,
+    and four could cover every window of 17 in 32 x 32."""
+    return torch.minimum(torch.maximum(x, -_around(-x)), _around(x))
+
+
+def _around(x: Tensor) -> Tensor:
+    """The largest of each pixel's eight neighbours; what lies beyond the border is not one."""
+    padded = F.pad(x, (1, 1, 1, 1), value=-torch.inf)
+    beside = torch.maximum(padded[..., :-2], padded[..., 2:])
+    row = torch.maximum(beside, padded[..., 1:-1])
+    return torch.maximum(torch.maximum(row[..., :-2, :], row[..., 2:, :]), beside[..., 1:-1, :])
 
 
 def _largest(x: Tensor, shift: int) -> Tensor:
-    """The larger of each place and the one so many further on, or as many as there are, along both axes.
+    """The largest of each place and those so many further on, or as many as there are, along both axes.
 
-    Of windows of s pixels with a shift of s - 1 it makes windows of 2 s - 1, at a fortieth of the cost of `max_pool2d`
-    on a CPU. [..., H, W] to [..., H - shift, W - shift].
+    Of windows of s pixels with a shift of s - 1 it makes windows of 2 s - 1, far cheaper than `max_pool2d` on a CPU.
+    [..., H, W] to [..., H - shift, W - shift].
     """
     for axis in (-2, -1):
         step = min(shift, x.shape[axis] - 1)

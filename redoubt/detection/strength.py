@@ -18,6 +18,7 @@ HARMLESS = len(NORMS)   # in the place of a norm: a block of pictures that were 
 CAMPAIGNS = 96          # learned from in each step
 ROUNDS = 24             # campaigns drawn from each block in all
 CONTAMINATION = 0.15    # share of a campaign's flagged inputs that may be harmless
+_AT_ONCE = 64           # blocks averaged at a time
 ENOUGH_FLAGGED = 4      # of a block: one that is hardly ever flagged never becomes a campaign
 NORM_RISK = 0.002       # share of held-out campaigns that may be taken for L2, or for harmless, when they are not
 
@@ -47,6 +48,10 @@ class Rehearsed:
         """The same blocks of their first n pictures."""
         return replace(self, inputs=self.inputs[:, :n], usable=self.usable[:, :n])
 
+    def head(self, count: int) -> Rehearsed:
+        """The first blocks alone; a view, as `first` is."""
+        return Rehearsed(**{name: value[:count] for name, value in vars(self).items()})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Campaigns:
@@ -69,20 +74,22 @@ def draw_campaigns(
     """
     device = blocks.inputs.device
     kept = (blocks.usable.sum(1) >= ENOUGH_FLAGGED).nonzero()[:, 0]
-    inputs, usable, attacked = blocks.inputs[kept], blocks.usable[kept], blocks.norm[kept] != HARMLESS
-    means, counts = [], []
-    for size in sizes:
+    usable, attacked = blocks.usable[kept], blocks.norm[kept] != HARMLESS
+    means, counts = torch.empty(len(sizes), len(kept), blocks.inputs.shape[2], device=device), []
+    for size, mean in zip(sizes, means, strict=True):
         order = torch.rand(usable.shape, generator=generator).to(device).masked_fill(~usable, 2.0).argsort(1).argsort(1)
         chosen = ((order < size.to(device)[kept].unsqueeze(1)) & usable).float()
         n = chosen.sum(1)
-        mean = torch.einsum("bn,bnf->bf", chosen, inputs) / n.unsqueeze(1)
+        for part in torch.arange(len(kept), device=device).split(_AT_ONCE):   # a copy of all takes hundreds of MB
+            mean[part] = torch.einsum("bn,bnf->bf", chosen[part], blocks.inputs[kept[part]])
+        mean /= n.unsqueeze(1)
         share = torch.rand(len(kept), generator=generator) * CONTAMINATION
         share = share * (torch.rand(len(kept), generator=generator) < 0.6)
         share = (share.to(device) * ((n >= 8) & attacked)).unsqueeze(1)
         rows = torch.randint(len(suspects), (len(kept), 8), generator=generator).to(device)
-        means.append(mean * (1 - share) + suspects[rows].mean(1) * share)
+        mean.mul_(1 - share).add_(suspects[rows].mean(1) * share)
         counts.append(n)
-    return Campaigns(mean=torch.cat(means), n=torch.cat(counts), block=kept.repeat(len(sizes)))
+    return Campaigns(mean=means.flatten(0, 1), n=torch.cat(counts), block=kept.repeat(len(sizes)))
 
 
 def fold_of(block: Tensor, folds: int) -> Tensor:

@@ -55,12 +55,14 @@ def learn_strength(
                           count=max(4 * len(kinds), config.blocks // 4), size=config.block_size * (1 + config.moved))
     net = _untaught(rehearsal, kept[0], seed)
     blocks = _blocks(net, rehearsal, sight, *kept, len(kinds))
+    count, size = blocks.usable.shape
+    del sight, kept   # all of this is large
     suspects = _suspects(net, scorer, changed.rows(changed.weight > RANDOM))
-    learned = blocks
     if config.drawn:
-        learned = _joined(blocks, _judged_drawn(
-            model, scorer, threshold, net, x, blocks=config.drawn, size=blocks.usable.shape[1], epsilon=epsilon,
-            levels=levels, seed=seed + 31))
+        blocks = _joined(blocks, _judged_drawn(
+            model, scorer, threshold, net, x, blocks=config.drawn, size=size, epsilon=epsilon, levels=levels,
+            seed=seed + 31))
+    learned, blocks = blocks, blocks.head(count)   # of attacks that were drawn no bound is taken
     fit_strength(net, learned, suspects, seed=seed, steps=config.strength_steps)
     seen = blocks.first(config.block_size)   # what serving meets; the others only widen bounds
     quantiles, l2_logit, harmless_logit = calibrate(net, seen, suspects, seed=seed)

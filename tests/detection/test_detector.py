@@ -162,13 +162,17 @@ def _short(folder):
     file.write_bytes(file.read_bytes()[:1000])
 
 
-def _one_less(name, folder):
+def _of_which(name, part, folder):
     card = json.loads((folder / "detector.json").read_text())
-    (folder / "detector.json").write_text(json.dumps(card | {name: card[name][:-1]}))
+    (folder / "detector.json").write_text(json.dumps(card | {name: card[name][part]}))
 
 
 @pytest.mark.parametrize("damage", [
-    _drop, _garble, _old, _short, partial(_one_less, "quantiles"), partial(_one_less, "own_odds")])
+    _drop, _garble, _old, _short,
+    pytest.param(partial(_of_which, "quantiles", 0), id="one table without the axis"),
+    pytest.param(partial(_of_which, "quantiles", slice(1)), id="one table"),
+    pytest.param(partial(_of_which, "own_odds", slice(1)), id="one mark"),
+])
 def test_damaged_detectors_are_refused(digits_model, digits_detector, tmp_path, damage):
     digits_detector.save(tmp_path)
     damage(tmp_path)

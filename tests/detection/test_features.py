@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import io
 import math
-from functools import partial
 
 import pytest
 import torch
 
 from redoubt.detection.benign import BENIGN, NOISE, benign, fewer_steps, jpeg
-from redoubt.detection.features import NARROW, SPANS, WIDE, _spans, feature_count, features, neighbours_mean
+from redoubt.detection.features import (
+    NARROW,
+    SPANS,
+    WIDE,
+    _spans,
+    _without_specks,
+    feature_count,
+    features,
+    neighbours_mean,
+)
 from redoubt.detection.rehearsal import KINDS, rehearse
 from redoubt.detection.surrogates import fit_surrogates
 
@@ -28,46 +36,47 @@ def test_each_histogram_is_a_share_of_pixels(channels):
         torch.testing.assert_close(sums, torch.ones_like(sums))
 
 
-@pytest.mark.parametrize("side", [3, 6, 9, 32])
-def test_spans_are_the_largest_less_the_smallest_of_each_window(side):
-    x = torch.rand(2, 3, side, side)
-    pool, difference = partial(torch.nn.functional.max_pool2d, stride=1), x - x.roll(1, dims=1)
-    spans = _spans(x)
+@pytest.mark.parametrize("shape", [(2, 3, 2, 2), (2, 3, 3, 3), (2, 2, 18, 31), (1, 4, 9, 5), (2, 3, 32, 32)])
+def test_spans_are_the_largest_less_the_smallest_of_each_window(shape):
+    x = torch.rand(shape)
+    spans, x = list(_spans(x)), _without_specks(x)
     for one, other, window in zip(spans[::2], spans[1::2], (3, 5, 9, 17), strict=True):
-        size = min(window, side)   # of a small picture as much as there is
-        torch.testing.assert_close(one, pool(x, size) + pool(-x, size), rtol=0, atol=0)
-        torch.testing.assert_close(other, pool(difference, size) + pool(-difference, size), rtol=0, atol=0)
+        size = min(window, shape[2]), min(window, shape[3])   # of a small picture as much as there is
+        for span, of in ((one, x), (other, x - x.roll(1, dims=1))):
+            most, least = (torch.nn.functional.max_pool2d(part, size, 1) for part in (of, -of))
+            torch.testing.assert_close(span, most + least, rtol=0, atol=0)
+    assert features(torch.rand(shape)).shape == (shape[0], feature_count(shape[1]))
 
 
 @pytest.mark.parametrize("alike", [True, False], ids=["grey", "coloured"])
-def test_spans_tell_the_bound_of_a_coarse_change_twice(alike):
-    """Squares of 4 x 4 pixels at plus or minus 6 levels, on a slope of one level a pixel."""
+def test_spans_pile_up_at_twice_the_bound_of_a_coarse_change(alike):
+    """Squares of 4 x 4 pixels at plus or minus 6 levels on an even ground: neighbours differ in one place of four."""
     generator = torch.Generator().manual_seed(0)
     signs = torch.randn(40, 1 if alike else 3, 8, 8, generator=generator).sign()
-    cells = signs.repeat_interleave(4, -1).repeat_interleave(4, -2).expand(40, 3, 32, 32)
-    x = 0.4 + torch.arange(32).view(1, 1, 1, 32) / 255 + 6 / 255 * cells
-    spans = features(x).square().mean(0)[-8 * (SPANS.bins + 1) :].view(4, 2, -1)[1:3]   # windows of 5 and 9, what, bins
-    places = torch.logspace(math.log10(SPANS.lowest), math.log10(SPANS.highest), SPANS.bins)
-    within = (places > 11.5 / 255) & (places < 21 / 255)   # 12 of the change, up to 8 of the slope
-    assert spans[1, 0, 1:][within].sum() > 0.95
-    assert spans[0, 0, 1:][within].sum() < spans[1, 0, 1:][within].sum()   # more small ones see one square alone
-    twice = (places > 22 / 255) & (places < 26 / 255)   # of what channels differ in
-    assert spans[1, 1, 0] > 0.999 if alike else spans[1, 1, 1:][twice].sum() > 0.8
+    x = 0.4 + 6 / 255 * signs.repeat_interleave(4, -1).repeat_interleave(4, -2).expand(40, 3, 32, 32)
+    spans = features(x).square().mean(0)[-8 * (SPANS.bins + 1) :].view(4, 2, -1)   # window, what, bins
+    width = math.log(SPANS.highest / SPANS.lowest) / (SPANS.bins - 1)
+    at = [1 + math.floor(math.log(size / 255 / SPANS.lowest) / width) for size in (12, 24)]
+    one, other = (spans[:, what, place : place + 2].sum(1) for what, place in enumerate(at))
+    assert (one.diff() > 0).all() and one[2] > 0.95 and one[3] > 0.999
+    assert spans[:, 1, 0].min() > 0.999 if alike else other[3] > 0.95   # of channels four times
 
 
-def test_where_a_picture_is_flat_what_was_added_lies_bare():
-    """A textured half must not hide that a flat half was changed by 4 levels."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.full((1, 3, 32, 32), 0.5)
-    x[..., 16:] += 0.3 * torch.rand(1, 3, 32, 16, generator=generator).round() - 0.15
-    x = x + torch.nn.functional.pad(torch.linspace(-0.3, 0.3, 16).expand(1, 3, 32, 16), (16, 0))
-    changed = x + 4 / 255 * torch.randn(x.shape, generator=generator).sign()
-    counts = features(changed)[0, 9 * (WIDE.bins + 1):][: NARROW.bins + 1].square()   # the residual, flattest fifth
-    width = math.log(NARROW.highest / NARROW.lowest) / (NARROW.bins - 1)
-    at = [1 + math.log(size / 255 / NARROW.lowest) / width for size in (4, 8)]
-    near = sum(counts[math.floor(place) : math.floor(place) + 2].sum().item() for place in at)
-    assert near + counts[0].item() > 0.99   # 0, 4 or 8 levels from the median of four
-    assert features(x)[0, 9 * (WIDE.bins + 1)].square().item() > 0.99   # and nothing before
+def test_a_speck_moves_no_span_and_a_pair_does():
+    few = torch.rand(20, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    x = torch.nn.functional.interpolate(few, size=(32, 32), mode="bilinear") / 2
+    rows, columns = [8, 8, 23, 23], [8, 23, 8, 23]   # in each window of 17 is one of them
+    specks = x.clone()
+    specks[..., rows, columns] = 1
+    pairs = specks.clone()
+    pairs[..., rows, [column + 1 for column in columns]] = 1
+    before, one, two = (features(part).square()[:, -8 * (SPANS.bins + 1) :] for part in (x, specks, pairs))
+    assert (one - before).abs().sum(1).mean() / 2 < 0.03 * 8 < (two - before).abs().sum(1).mean() / 2
+
+
+def test_many_pictures_are_looked_at_in_parts():
+    x = torch.rand(9, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(features(x), torch.cat([features(part) for part in x.split(1)]))
 
 
 def test_pixel_values_land_in_the_bin_of_their_logarithm():
@@ -94,7 +103,8 @@ def test_the_mean_of_nine_pixels_is_that_of_torch_to_the_last_bit(shape, layout)
 def test_features_ignore_the_order_of_the_batch_and_accept_nothing():
     x = torch.rand(5, 1, 8, 8)
     torch.testing.assert_close(features(x.flip(0)), features(x).flip(0))
-    assert features(x[:0]).shape == (0, feature_count(1))
+    for channels in (1, 3):
+        assert features(torch.rand(0, channels, 8, 8)).shape == (0, feature_count(channels))
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
