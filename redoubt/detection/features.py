@@ -31,9 +31,7 @@ WIDE = Scale(bins=40, lowest=0.003, highest=0.8)
 NARROW = Scale(bins=64, lowest=0.5 / 255, highest=0.4)   # 9 % a bin: where a picture is flat, a bound shows as an edge
 FLAT = (0.0, 0.2, 0.5)   # the flattest fifth of a picture, and what comes next up to half of it
 SPANS = Scale(bins=64, lowest=1 / 255, highest=0.9)
-PAIRS = 1               # by so much pixels are shifted to make windows of 2 x 2,
-SHIFTS = (1, 2, 4, 8)   # and those by so much, one after the other, to make windows of 3, 5, 9 and 17
-
+SHIFTS = (1, 2, 4, 8)   # by so much windows of 2 x 2 are shifted, one after the other, to make those of 3, 5, 9 and 17
 _AT_ONCE = 2**20         # numbers of pictures looked at in one go: fewer stay in the caches, and bound the memory
 
 
@@ -125,7 +123,7 @@ def _spans(x: Tensor) -> Iterator[Tensor]:
     """
     x = _without_specks(x)
     most = torch.stack([x, x - x.roll(1, dims=1)])
-    most, least = _largest(most, PAIRS), _largest(-most, PAIRS)
+    most, least = _largest(most, 1), _largest(-most, 1)   # windows of 2 x 2
     for shift in SHIFTS:
         most, least = _largest(most, shift), _largest(least, shift)
         yield from (most + least).unbind()

@@ -36,6 +36,21 @@ def test_each_histogram_is_a_share_of_pixels(channels):
         torch.testing.assert_close(sums, torch.ones_like(sums))
 
 
+def test_where_a_picture_is_flat_what_was_added_lies_bare():
+    """A textured half must not hide that a flat half was changed by 4 levels."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.full((1, 3, 32, 32), 0.5)
+    x[..., 16:] += 0.3 * torch.rand(1, 3, 32, 16, generator=generator).round() - 0.15
+    x = x + torch.nn.functional.pad(torch.linspace(-0.3, 0.3, 16).expand(1, 3, 32, 16), (16, 0))
+    changed = x + 4 / 255 * torch.randn(x.shape, generator=generator).sign()
+    counts = features(changed)[0, 9 * (WIDE.bins + 1):][: NARROW.bins + 1].square()   # the residual, flattest fifth
+    width = math.log(NARROW.highest / NARROW.lowest) / (NARROW.bins - 1)
+    at = [1 + math.log(size / 255 / NARROW.lowest) / width for size in (4, 8)]
+    near = sum(counts[math.floor(place) : math.floor(place) + 2].sum().item() for place in at)
+    assert near + counts[0].item() > 0.99   # 0, 4 or 8 levels from the median of four
+    assert features(x)[0, 9 * (WIDE.bins + 1)].square().item() > 0.99   # and nothing before
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 2, 2), (2, 3, 3, 3), (2, 2, 18, 31), (1, 4, 9, 5), (2, 3, 32, 32)])
 def test_spans_are_the_largest_less_the_smallest_of_each_window(shape):
     x = torch.rand(shape)
