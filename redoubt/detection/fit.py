@@ -153,8 +153,7 @@ def fit(
     pictures = pictures.rows(torch.arange(min(len(pictures.x), max(len(x), int(_MEMORY / (2 * x[0].numel()))))))
     changes = Changes(attacked=rehearsal.attacked, real=rehearsal.real.flatten(), origin=rehearsal.rows.flatten(),
                       stored=rehearsal.stored.repeat_interleave(config.block_size), pictures=pictures, levels=levels)
-    scorer = fit_scorer(rehearsal.examples(), Examples.joined([changed, *more]), changes.pairs, seed=seed,
-                        steps=config.score_steps)
+    scorer = fit_scorer(rehearsal.weighed, [changed, *more], changes.pairs, seed=seed, steps=config.score_steps)
     judge = partial(score, scorer, twin)
     held_out, labels = (part.to(device) for part in calibration)
     passed = judge(held_out)

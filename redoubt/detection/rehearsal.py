@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count
 from typing import NamedTuple
@@ -126,7 +126,7 @@ class Rehearsal:
 
     Attributes:
         seen: features [B, n, F].
-        attacked: the pictures, [B n] of them; those that are no attack weigh nothing.
+        attacked: the pictures, [B n] of them.
         near: pictures just across a boundary.
         rows: which picture each attacked one was made from, [B, n].
         real: bool [B, n], whether the attack did anything.
@@ -157,8 +157,13 @@ class Rehearsal:
         """Which blocks teach more than the score: bool [B]."""
         return self.kind < TELLING
 
+    @property
+    def weighed(self) -> list[Examples]:
+        """What the scorer learns attacks from; what is no attack weighs nothing."""
+        return [replace(self.attacked, weight=self.attacked.weight * self.real.flatten()), self.near]
+
     def examples(self) -> Examples:
-        """What the scorer learns attacks from."""
+        """The same in one, without what weighs nothing."""
         return Examples.joined([self.attacked.rows(self.real.flatten()), self.near])
 
 

@@ -85,8 +85,8 @@ def harmless(model: nn.Module, x: Tensor, *, levels: int, most: int, generator: 
 
 
 def fit_scorer(
-    attacked: Examples, changed: Examples, pairs: Callable[[int, torch.Generator], tuple[Tensor, Tensor]], *,
-    seed: int, steps: int,
+    attacked: list[Examples], changed: list[Examples],
+    pairs: Callable[[int, torch.Generator], tuple[Tensor, Tensor]], *, seed: int, steps: int,
 ) -> Scorer:
     """Learn to tell attacked pictures from the others.
 
@@ -94,33 +94,38 @@ def fit_scorer(
     cannot learn by heart the few pictures that were attacked.
 
     Args:
+        attacked, changed: learned from where they lie, since joined they would be held twice; what weighs nothing is
+            left out.
         pairs: gives n attacked pictures and behind them the same ones clean, as `Changes.pairs` does.
 
     Returns:
         The scorer, in eval mode; its logits mean nothing before a threshold is set.
     """
-    data = Examples.joined([attacked, changed])
-    label = torch.cat([torch.ones(len(attacked.x)), torch.zeros(len(changed.x))]).to(data.x.device)
+    parts = [*attacked, *changed]
+    sure, weight = (torch.cat([getattr(part, name) for part in parts]) for name in ("sure", "weight"))
+    device, known = weight.device, weight.nonzero()[:, 0]
+    label = (torch.arange(len(weight), device=device) < sum(len(part.x) for part in attacked)).float()
     # Both sides weigh the same in all, however many attacks were rehearsed.
-    share = changed.weight.sum() / attacked.weight.sum()
-    weight = torch.cat([attacked.weight * share, changed.weight])
-    weight = weight / weight.mean()
+    share = weight[label == 0].sum() / weight[known[label[known] == 1]].sum()
+    weight = torch.where(label == 1, weight * share, weight)
+    weight = weight / weight[known].mean()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        scorer = Scorer(data.x.shape[1]).to(data.x.device)
-    scorer.mean.copy_(data.sure.mean(0))
-    scorer.scale.copy_(data.sure.std(0) + 1e-3)
+        scorer = Scorer(parts[0].x.shape[1]).to(device)
+    scorer.mean.copy_(sure[known].mean(0))
+    scorer.scale.copy_(sure[known].std(0) + 1e-3)
     learned = [*scorer.parameters(), *(part for norm in scorer.normalised() for part in norm.parameters())]
     optimizer = torch.optim.AdamW(learned, lr=_RATE, weight_decay=_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
-    which = (torch.arange(2 * _PAIRS, device=data.x.device) < _PAIRS).float()
+    which = (torch.arange(2 * _PAIRS, device=device) < _PAIRS).float()
     alike = torch.ones_like(which)
     for _ in range(steps):
-        rows = torch.randint(len(data.x), (_SEEN,), generator=generator).to(data.x.device)
-        paired, sure = pairs(_PAIRS, generator)
-        x = _turned(torch.cat([data.x[rows].float(), paired]), generator).contiguous(memory_format=torch.channels_last)
-        logit = scorer(x, torch.cat([data.sure[rows], sure]))
+        rows = known[torch.randint(len(known), (_SEEN,), generator=generator).to(device)]
+        paired, left = pairs(_PAIRS, generator)
+        x = torch.cat([_pictures(parts, rows), paired])
+        x = _turned(x, generator).contiguous(memory_format=torch.channels_last)
+        logit = scorer(x, torch.cat([sure[rows], left]))
         loss = F.binary_cross_entropy_with_logits(
             logit, torch.cat([label[rows], which]), weight=torch.cat([weight[rows], alike]))
         optimizer.zero_grad()
@@ -128,6 +133,16 @@ def fit_scorer(
         optimizer.step()
         schedule.step()
     return scorer.settle()
+
+
+def _pictures(parts: list[Examples], rows: Tensor) -> Tensor:
+    """Those `rows` of all parts, counted one after the other: float [n, C, S, S]."""
+    x = torch.empty(len(rows), *parts[0].x.shape[1:], device=rows.device)
+    for part in parts:
+        here = (rows >= 0) & (rows < len(part.x))
+        x[here] = part.x[rows[here]].float()
+        rows = rows - len(part.x)
+    return x
 
 
 def _turned(x: Tensor, generator: torch.Generator) -> Tensor:

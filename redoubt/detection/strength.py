@@ -18,7 +18,7 @@ HARMLESS = len(NORMS)   # in the place of a norm: a block of pictures that were 
 CAMPAIGNS = 96          # learned from in each step
 ROUNDS = 24             # campaigns drawn from each block in all
 CONTAMINATION = 0.15    # share of a campaign's flagged inputs that may be harmless
-_AT_ONCE = 64           # blocks averaged at a time
+AT_ONCE = 64           # blocks averaged at a time
 ENOUGH_FLAGGED = 4      # of a block: one that is hardly ever flagged never becomes a campaign
 NORM_RISK = 0.002       # share of held-out campaigns that may be taken for L2, or for harmless, when they are not
 
@@ -52,6 +52,10 @@ class Rehearsed:
         """The first blocks alone; a view, as `first` is."""
         return Rehearsed(**{name: value[:count] for name, value in vars(self).items()})
 
+    def tail(self, count: int) -> Rehearsed:
+        """The last blocks alone, which may be none; a view, too."""
+        return Rehearsed(**{name: value[len(value) - count :] for name, value in vars(self).items()})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Campaigns:
@@ -80,7 +84,7 @@ def draw_campaigns(
         order = torch.rand(usable.shape, generator=generator).to(device).masked_fill(~usable, 2.0).argsort(1).argsort(1)
         chosen = ((order < size.to(device)[kept].unsqueeze(1)) & usable).float()
         n = chosen.sum(1)
-        for part in torch.arange(len(kept), device=device).split(_AT_ONCE):   # a copy of all takes hundreds of MB
+        for part in torch.arange(len(kept), device=device).split(AT_ONCE):   # a copy of all takes hundreds of MB
             mean[part] = torch.einsum("bn,bnf->bf", chosen[part], blocks.inputs[kept[part]])
         mean /= n.unsqueeze(1)
         share = torch.rand(len(kept), generator=generator) * CONTAMINATION

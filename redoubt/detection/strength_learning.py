@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +19,7 @@ from redoubt.detection.group_calibration import calibrate_groups
 from redoubt.detection.networks import Scorer, StrengthNet, certainty
 from redoubt.detection.rehearsal import Rehearsal, is_coarse
 from redoubt.detection.scoring import BATCH, RANDOM, Examples, score, scores
-from redoubt.detection.strength import HARMLESS, Rehearsed, calibrate, fit_strength
+from redoubt.detection.strength import AT_ONCE, HARMLESS, Rehearsed, calibrate, fit_strength
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,19 +51,18 @@ def learn_strength(
         epsilon: the range of Linf.
         config: a `FitConfig`.
     """
-    sight = _widened(rehearsal, logits, usable, changes, scorer, threshold, times=config.moved, seed=seed)
+    size = config.block_size * (1 + config.moved)
     kept = flagged_blocks(x, levels, kinds, partial(score, scorer, model), threshold, seed,
-                          count=max(4 * len(kinds), config.blocks // 4), size=config.block_size * (1 + config.moved))
+                          count=max(4 * len(kinds), config.blocks // 4), size=size)
     net = _untaught(rehearsal, kept[0], seed)
-    blocks = _blocks(net, rehearsal, sight, *kept, len(kinds))
-    count, size = blocks.usable.shape
-    del sight, kept   # all of this is large
+    learned = _empty(net, len(rehearsal.real) + len(kept[0]) + config.drawn, size)
+    blocks = learned.head(len(learned.norm) - config.drawn)   # of attacks that are drawn no bound is taken
+    _fill_rehearsed(blocks, net, rehearsal, logits, usable)
+    _fill_moved(blocks, net, rehearsal, changes, scorer, threshold, seed)
+    _fill_harmless(blocks.tail(len(kept[0])), net, *kept, len(kinds))
+    _fill_drawn(learned.tail(config.drawn), net, model, scorer, threshold, drawn(
+        x, blocks=config.drawn, size=size, epsilon=epsilon, levels=levels, seed=seed + 31))
     suspects = _suspects(net, scorer, changed.rows(changed.weight > RANDOM))
-    if config.drawn:
-        blocks = _joined(blocks, _judged_drawn(
-            model, scorer, threshold, net, x, blocks=config.drawn, size=size, epsilon=epsilon, levels=levels,
-            seed=seed + 31))
-    learned, blocks = blocks, blocks.head(count)   # of attacks that were drawn no bound is taken
     fit_strength(net, learned, suspects, seed=seed, steps=config.strength_steps)
     seen = blocks.first(config.block_size)   # what serving meets; the others only widen bounds
     quantiles, l2_logit, harmless_logit = calibrate(net, seen, suspects, seed=seed)
@@ -83,67 +83,63 @@ def _untaught(rehearsal: Rehearsal, kept: Tensor, seed: int) -> StrengthNet:
     return net
 
 
-@torch.no_grad()
-def _widened(rehearsal: Rehearsal, logits: Tensor, usable: Tensor, changes: Changes, scorer: Scorer, threshold: float,
-             *, times: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Attack blocks as they were seen, and in each behind them its changes again on other pictures, `times` over.
-
-    Returns:
-        Features [B, n (1 + times), F], logits and which are usable, both [B, n (1 + times)].
-    """
-    size, generator = rehearsal.real.shape[1], torch.Generator().manual_seed(seed + 17)
-    parts = [(rehearsal.seen, logits, usable)]
-    for _ in range(times):
-        seen, found = [], []
-        for x, sure, kept in changes.again(max(1, BATCH // size) * size, generator):
-            seen.append(features(x).unflatten(0, (-1, size)))
-            found.append(torch.where(kept, scorer(x, sure), -torch.inf).view(-1, size))
-        found = torch.cat(found)
-        usable = rehearsal.real & rehearsal.telling.unsqueeze(1) & (found > threshold)
-        parts.append((torch.cat(seen), found.masked_fill(~usable, 0.0), usable))
-    return tuple(torch.cat(part, 1) for part in zip(*parts, strict=True))
-
-
-@torch.no_grad()
-def _blocks(net: StrengthNet, rehearsal: Rehearsal, sight: tuple[Tensor, Tensor, Tensor], kept: Tensor, logits: Tensor,
-            kinds: int) -> Rehearsed:
-    """Attack blocks with their logits, of which usable inputs count, and the harmless ones `kept`, of which all do.
-
-    Args:
-        sight: features, logits and which inputs are usable, of attack blocks.
-    """
-    seen, attacked, usable = sight
-    kind = torch.arange(len(kept), device=kept.device) % kinds
+def _empty(net: StrengthNet, count: int, size: int) -> Rehearsed:
+    """Blocks to be filled: all that is learned from is held once, since it is large."""
+    device = net.mean.device
+    number = torch.zeros(count, dtype=torch.long, device=device)
     return Rehearsed(
-        inputs=torch.cat([net.inputs(seen, attacked), net.inputs(kept, logits)]),
-        usable=torch.cat([usable, torch.ones_like(logits, dtype=torch.bool)]),
-        log_epsilon=torch.cat([rehearsal.log_epsilon, torch.zeros_like(logits[:, 0])]),
-        norm=torch.cat([rehearsal.norm, torch.full_like(kind, HARMLESS)]),
-        kind=torch.cat([rehearsal.kind, kind]),
-        coarse=torch.cat([rehearsal.coarse, torch.zeros_like(kind, dtype=torch.bool)]),
-    )
+        inputs=torch.zeros(count, size, len(net.mean) + 1, device=device), norm=number, kind=number.clone(),
+        usable=torch.ones(count, size, dtype=torch.bool, device=device), log_epsilon=torch.zeros(count, device=device),
+        coarse=torch.zeros(count, dtype=torch.bool, device=device))
 
 
 @torch.no_grad()
-def _judged_drawn(model: nn.Module, scorer: Scorer, threshold: float, net: StrengthNet, x: Tensor, **plan) -> Rehearsed:
-    """Blocks under attacks along random fields, as `drawn` makes them from `x` by the `plan`.
+def _fill_rehearsed(blocks: Rehearsed, net: StrengthNet, rehearsal: Rehearsal, logits: Tensor, usable: Tensor) -> None:
+    """Attack blocks as they were seen, in the first places of the first `blocks`."""
+    count, size = usable.shape
+    for rows in torch.arange(count).split(AT_ONCE):
+        blocks.inputs[rows, :size] = net.inputs(rehearsal.seen[rows], logits[rows])
+    blocks.usable[:count, :size] = usable
+    for name in ("norm", "kind", "log_epsilon", "coarse"):
+        getattr(blocks, name)[:count] = getattr(rehearsal, name)
+
+
+@torch.no_grad()
+def _fill_moved(blocks: Rehearsed, net: StrengthNet, rehearsal: Rehearsal, changes: Changes, scorer: Scorer,
+                threshold: float, seed: int) -> None:
+    """Behind each of them its changes again on other pictures, as often as there is room."""
+    (count, size), generator = rehearsal.real.shape, torch.Generator().manual_seed(seed + 17)
+    real = rehearsal.real & rehearsal.telling.unsqueeze(1)
+    for first in range(size, blocks.usable.shape[1], size):
+        here, rows = slice(first, first + size), torch.arange(count).split(max(1, BATCH // size))
+        for at, (x, sure, kept) in zip(rows, changes.again(len(rows[0]) * size, generator), strict=True):
+            logit = torch.where(kept, scorer(x, sure), -torch.inf).view(-1, size)
+            blocks.usable[at, here] = usable = real[at] & (logit > threshold)
+            seen = features(x).unflatten(0, (-1, size))
+            blocks.inputs[at, here] = net.inputs(seen, logit.masked_fill(~usable, 0.0))
+
+
+@torch.no_grad()
+def _fill_harmless(blocks: Rehearsed, net: StrengthNet, seen: Tensor, logits: Tensor, kinds: int) -> None:
+    """Harmless blocks, of which all inputs count."""
+    blocks.inputs.copy_(net.inputs(seen, logits))
+    blocks.norm.fill_(HARMLESS)
+    blocks.kind.copy_(torch.arange(len(seen)) % kinds)
+
+
+@torch.no_grad()
+def _fill_drawn(blocks: Rehearsed, net: StrengthNet, model: nn.Module, scorer: Scorer, threshold: float,
+                made: Iterator[tuple[Tensor, Tensor, float]]) -> None:
+    """Blocks under attacks along random fields, as `drawn` makes them.
 
     They are called the first kind, which means nothing: no bound is taken from them.
     """
-    inputs, usable, logs, coarse = [], [], [], []
-    for changed, clean, strength in drawn(x, **plan):
+    for i, (changed, clean, strength) in enumerate(made):
         logit = scorer(changed, certainty(model(changed).softmax(1)))
-        usable.append(logit > threshold)
-        inputs.append(net.inputs(features(changed), logit))
-        logs.append(math.log(strength))
-        coarse.append(is_coarse(changed - clean))
-    zeros = torch.zeros(len(logs), dtype=torch.long, device=x.device)
-    return Rehearsed(inputs=torch.stack(inputs), usable=torch.stack(usable), norm=zeros, kind=zeros,
-                     log_epsilon=torch.tensor(logs, device=x.device), coarse=torch.tensor(coarse, device=x.device))
-
-
-def _joined(one: Rehearsed, other: Rehearsed) -> Rehearsed:
-    return Rehearsed(**{name: torch.cat([value, getattr(other, name)]) for name, value in vars(one).items()})
+        blocks.usable[i] = logit > threshold
+        blocks.inputs[i] = net.inputs(features(changed), logit)
+        blocks.log_epsilon[i] = math.log(strength)
+        blocks.coarse[i] = is_coarse(changed - clean)
 
 
 @torch.no_grad()
