@@ -8,6 +8,7 @@ very same inputs. Labels are the true ones; an input that an attack left as it w
 from __future__ import annotations
 
 import hashlib
+import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -178,6 +179,7 @@ def _momentum(of: Subject, x, y, epsilon, seed):
 def _universal(of: Subject, x, y, epsilon, seed):
     from art.attacks.evasion import UniversalPerturbation
 
+    random.seed(seed)   # the order of pictures, which decides what comes out, is drawn from the standard library's
     attack = UniversalPerturbation(_wrapped(of), attacker="fgsm", attacker_params={"eps": epsilon / 2}, max_iter=3,
                                    eps=epsilon, norm=np.inf, batch_size=256, verbose=False)
     return attack.generate(x.numpy(), y.numpy())

@@ -29,3 +29,14 @@ def test_a_dataset_that_is_none_is_a_users_mistake(capsys):
     with pytest.raises(SystemExit) as stopped:
         prepared("nonsense")
     assert stopped.value.code == 2 and "npz:PATH" in capsys.readouterr().err
+
+
+def test_a_universal_perturbation_is_the_same_whenever_it_is_made(digits, digits_model, tmp_path, monkeypatch):
+    pytest.importorskip("art")
+    of = unseen.Subject(name="digits", dataset="digits", data=digits, model=digits_model, key="", covered=(),
+                        epsilons=(0.3,))
+    made = []
+    for name in ("one", "other"):
+        monkeypatch.setattr(unseen, "RESULTS", tmp_path / name)
+        made.append(unseen.adversarial(of, "universal", 0.3, 64, 0)[0])
+    assert (made[0] == made[1]).all() and len(made[0]) > 32
