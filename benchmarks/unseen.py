@@ -131,12 +131,13 @@ def adversarial(of: Subject, attack: str, epsilon: float | None, n: int, seed: i
     Returns:
         Float [M, C, S, S] and row numbers [M], M <= n: what the attack changed.
     """
-    name = f"{attack}-{epsilon or 0:.4f}-{n}-{seed}-{digest(of.key, _FUNCTIONS[attack].__code__.co_code.hex())}"
+    code = (function.__code__.co_code.hex() for function in (adversarial, _FUNCTIONS[attack]))
+    name = f"{attack}-{epsilon or 0:.4f}-{n}-{seed}-{digest(of.key, *code)}"
     file = RESULTS / "attacks" / f"{name}.safetensors"
     if not file.is_file():
         x, y = of.data.tensors("test", n)
-        torch.manual_seed(seed)
-        np.random.seed(seed)   # the Toolbox draws from the global generators
+        for seeded in (torch.manual_seed, np.random.seed, random.seed):   # the Toolbox draws from all three
+            seeded(seed)
         x_adv = torch.as_tensor(_FUNCTIONS[attack](of, x, y, epsilon, seed)).float()
         x_adv = on_lattice(x_adv.clamp(0, 1), of.data.levels)
         rows = ((x_adv - x).flatten(1).abs().amax(1) > 0).nonzero()[:, 0]
@@ -179,7 +180,6 @@ def _momentum(of: Subject, x, y, epsilon, seed):
 def _universal(of: Subject, x, y, epsilon, seed):
     from art.attacks.evasion import UniversalPerturbation
 
-    random.seed(seed)   # the order of pictures, which decides what comes out, is drawn from the standard library's
     attack = UniversalPerturbation(_wrapped(of), attacker="fgsm", attacker_params={"eps": epsilon / 2}, max_iter=3,
                                    eps=epsilon, norm=np.inf, batch_size=256, verbose=False)
     return attack.generate(x.numpy(), y.numpy())

@@ -102,18 +102,18 @@ def fit_scorer(
         The scorer, in eval mode; its logits mean nothing before a threshold is set.
     """
     parts = [*attacked, *changed]
-    sure, weight = (torch.cat([getattr(part, name) for part in parts]) for name in ("sure", "weight"))
-    device, known = weight.device, weight.nonzero()[:, 0]
-    label = (torch.arange(len(weight), device=device) < sum(len(part.x) for part in attacked)).float()
+    weight = torch.cat([part.weight for part in parts])
+    device, at = weight.device, weight.nonzero()[:, 0]
+    sure, weight = torch.cat([part.sure for part in parts])[at], weight[at]
+    label = (at < sum(len(part.x) for part in attacked)).float()
     # Both sides weigh the same in all, however many attacks were rehearsed.
-    share = weight[label == 0].sum() / weight[known[label[known] == 1]].sum()
-    weight = torch.where(label == 1, weight * share, weight)
-    weight = weight / weight[known].mean()
+    weight = torch.where(label == 1, weight * (weight[label == 0].sum() / weight[label == 1].sum()), weight)
+    weight = weight / weight.mean()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         scorer = Scorer(parts[0].x.shape[1]).to(device)
-    scorer.mean.copy_(sure[known].mean(0))
-    scorer.scale.copy_(sure[known].std(0) + 1e-3)
+    scorer.mean.copy_(sure.mean(0))
+    scorer.scale.copy_(sure.std(0) + 1e-3)
     learned = [*scorer.parameters(), *(part for norm in scorer.normalised() for part in norm.parameters())]
     optimizer = torch.optim.AdamW(learned, lr=_RATE, weight_decay=_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
@@ -121,9 +121,9 @@ def fit_scorer(
     which = (torch.arange(2 * _PAIRS, device=device) < _PAIRS).float()
     alike = torch.ones_like(which)
     for _ in range(steps):
-        rows = known[torch.randint(len(known), (_SEEN,), generator=generator).to(device)]
+        rows = torch.randint(len(at), (_SEEN,), generator=generator).to(device)
         paired, left = pairs(_PAIRS, generator)
-        x = torch.cat([_pictures(parts, rows), paired])
+        x = torch.cat([_pictures(parts, at[rows]), paired])
         x = _turned(x, generator).contiguous(memory_format=torch.channels_last)
         logit = scorer(x, torch.cat([sure[rows], left]))
         loss = F.binary_cross_entropy_with_logits(

@@ -18,7 +18,7 @@ HARMLESS = len(NORMS)   # in the place of a norm: a block of pictures that were 
 CAMPAIGNS = 96          # learned from in each step
 ROUNDS = 24             # campaigns drawn from each block in all
 CONTAMINATION = 0.15    # share of a campaign's flagged inputs that may be harmless
-AT_ONCE = 64           # blocks averaged at a time
+AT_ONCE = 64            # blocks looked at in one go
 ENOUGH_FLAGGED = 4      # of a block: one that is hardly ever flagged never becomes a campaign
 NORM_RISK = 0.002       # share of held-out campaigns that may be taken for L2, or for harmless, when they are not
 

@@ -55,6 +55,7 @@ def learn_strength(
     kept = flagged_blocks(x, levels, kinds, partial(score, scorer, model), threshold, seed,
                           count=max(4 * len(kinds), config.blocks // 4), size=size)
     net = _untaught(rehearsal, kept[0], seed)
+    suspects = _suspects(net, scorer, changed.rows(changed.weight > RANDOM))
     learned = _empty(net, len(rehearsal.real) + len(kept[0]) + config.drawn, size)
     blocks = learned.head(len(learned.norm) - config.drawn)   # of attacks that are drawn no bound is taken
     _fill_rehearsed(blocks, net, rehearsal, logits, usable)
@@ -62,7 +63,6 @@ def learn_strength(
     _fill_harmless(blocks.tail(len(kept[0])), net, *kept, len(kinds))
     _fill_drawn(learned.tail(config.drawn), net, model, scorer, threshold, drawn(
         x, blocks=config.drawn, size=size, epsilon=epsilon, levels=levels, seed=seed + 31))
-    suspects = _suspects(net, scorer, changed.rows(changed.weight > RANDOM))
     fit_strength(net, learned, suspects, seed=seed, steps=config.strength_steps)
     seen = blocks.first(config.block_size)   # what serving meets; the others only widen bounds
     quantiles, l2_logit, harmless_logit = calibrate(net, seen, suspects, seed=seed)
@@ -84,13 +84,12 @@ def _untaught(rehearsal: Rehearsal, kept: Tensor, seed: int) -> StrengthNet:
 
 
 def _empty(net: StrengthNet, count: int, size: int) -> Rehearsed:
-    """Blocks to be filled: all that is learned from is held once, since it is large."""
-    device = net.mean.device
-    number = torch.zeros(count, dtype=torch.long, device=device)
+    """Blocks to be filled, of which nothing is usable yet: all that is learned from is held once, since it is large."""
+    zeros = partial(torch.zeros, device=net.mean.device)
     return Rehearsed(
-        inputs=torch.zeros(count, size, len(net.mean) + 1, device=device), norm=number, kind=number.clone(),
-        usable=torch.ones(count, size, dtype=torch.bool, device=device), log_epsilon=torch.zeros(count, device=device),
-        coarse=torch.zeros(count, dtype=torch.bool, device=device))
+        inputs=zeros(count, size, len(net.mean) + 1), usable=zeros(count, size, dtype=torch.bool),
+        log_epsilon=zeros(count), norm=zeros(count, dtype=torch.long), kind=zeros(count, dtype=torch.long),
+        coarse=zeros(count, dtype=torch.bool))
 
 
 @torch.no_grad()
@@ -123,6 +122,7 @@ def _fill_moved(blocks: Rehearsed, net: StrengthNet, rehearsal: Rehearsal, chang
 def _fill_harmless(blocks: Rehearsed, net: StrengthNet, seen: Tensor, logits: Tensor, kinds: int) -> None:
     """Harmless blocks, of which all inputs count."""
     blocks.inputs.copy_(net.inputs(seen, logits))
+    blocks.usable.fill_(True)
     blocks.norm.fill_(HARMLESS)
     blocks.kind.copy_(torch.arange(len(seen)) % kinds)
 
