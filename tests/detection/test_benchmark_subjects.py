@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import unseen
 from benchmarks.common import prepared
+from benchmarks.detection import judged
+from redoubt.attacks import fgsm, on_lattice
+from redoubt.threat import ThreatModel
 
 
 def test_any_dataset_can_be_attacked(digits, tmp_path, monkeypatch):
@@ -40,3 +46,19 @@ def test_a_universal_perturbation_is_the_same_whenever_it_is_made(digits, digits
         monkeypatch.setattr(unseen, "RESULTS", tmp_path / name)
         made.append(unseen.adversarial(of, "universal", 0.3, 64, 0)[0])
     assert (made[0] == made[1]).all() and len(made[0]) > 32
+
+
+def test_the_interval_of_an_input_is_judged_where_there_is_one(digits, digits_model, digits_detector):
+    of = unseen.Subject(name="digits", dataset="digits", data=digits, model=digits_model, key="", covered=(),
+                        epsilons=(0.25,))
+    x, y = digits.tensors("test", 200)
+    x_adv = x.clone()
+    x_adv[:100] = on_lattice(fgsm(digits_model, x[:100], y[:100], ThreatModel("Linf", 0.25)), 16)
+    clean = digits_detector.assess(x).score
+    cell = judged(of, digits_detector, clean, x_adv, torch.arange(200), 0.25,
+                  SimpleNamespace(n=200, campaigns=5, seed=0), norm="Linf")
+    verdicts = digits_detector.assess(x_adv)
+    inside = (verdicts.low <= 0.25) & (verdicts.high >= 0.25)
+    assert 0.3 < cell["flagged"] < 0.7
+    assert cell["inside_90_percent"] == pytest.approx((inside.sum() / verdicts.is_adversarial.sum()).item())
+    assert cell["inside_90_percent"] > inside.float().mean() + 0.2
