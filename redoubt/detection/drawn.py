@@ -20,12 +20,13 @@ _NEAR = 0.9      # of its bound: there a change counts as having reached it
 _REACHED = 0.15  # of the pixels of a block: of an attack that hardly ever comes to its bound nobody can tell the bound
 _FINE, _MIXED = 0.2, 0.5   # pixels; a field without grain, and how many blocks have colours that go together
 _PATCHES, _MOST = 0.3, 200   # how many blocks climb a patchwork, and its squares at most
+_COMMON = 4      # every so many-th block carries one pattern on all pictures, as a universal perturbation does
 _SAME = 0.7      # how many are shaken by what is as smooth as the field itself: to and fro, as a gradient turns
 
 
 def drawn(x: Tensor, *, blocks: int, size: int, epsilon: tuple[float, float], levels: int, seed: int
           ) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """Blocks of pictures under PGD in Linf along random fields.
+    """Blocks of pictures under PGD in Linf along random fields, or under one pattern that such an attack made.
 
     Args:
         x: pictures [N, C, S, S] in [0, 1].
@@ -39,14 +40,20 @@ def drawn(x: Tensor, *, blocks: int, size: int, epsilon: tuple[float, float], le
     """
     dice, low, high = Dice(seed), math.log(epsilon[0]), math.log(epsilon[1])
     strata = torch.randperm(blocks, generator=dice.generator)
-    for stratum in strata.tolist():
+    for i, stratum in enumerate(strata.tolist()):
         clean = x[dice.rows(len(x), size).to(x.device)]
         bound = math.exp(low + (high - low) * (stratum + dice.uniform(0, 1)) / blocks)
-        changed = _reaching(clean, bound, dice)
+        changed = _one_pattern(clean, bound, dice) if i % _COMMON == 0 else _reaching(clean, bound, dice)
         strength = bound
         if dice.chance(0.75):
             changed, strength = on_lattice(changed, levels), max(1, round(bound * levels)) / levels
         yield changed, clean, strength
+
+
+def _one_pattern(x: Tensor, bound: float, dice: Dice) -> Tensor:
+    """What such an attack does to a grey picture, put on all of them."""
+    grey = torch.full_like(x[:1], 0.5)
+    return (x + _reaching(grey, bound, dice) - grey).clamp(0, 1)
 
 
 def _reaching(x: Tensor, bound: float, dice: Dice, tries: int = 20) -> Tensor:

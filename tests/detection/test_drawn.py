@@ -41,6 +41,19 @@ def test_blocks_stay_inside_their_bound_and_come_to_it(channels):
     assert sum(share < 0.4 for share in reached) >= 3   # those that swing to and fro are among them
 
 
+def test_in_every_fourth_block_one_pattern_is_put_on_all_pictures():
+    judged = 0
+    for i, (changed, clean, strength) in enumerate(blocks(pictures())):
+        change = changed - clean
+        inside = ((clean >= strength + 0.01) & (clean <= 0.99 - strength)).all(0)   # not cut off in any picture
+        if inside.sum() < 20:
+            continue
+        judged += 1
+        same = (change - change[:1]).abs()[:, inside].max().item() < 1.01 / LEVELS   # of rounding
+        assert same == (i % fields._COMMON == 0), i
+    assert judged > 20
+
+
 def test_textures_reach_from_grain_to_one_colour_over_the_picture():
     beside = []
     for changed, clean, _ in blocks(pictures()):
