@@ -212,7 +212,7 @@ def require(report: Report, of: Subject, attack: str, epsilon, cell: dict, *, st
     """Note each figure that falls short, where the attack costs the undefended champion half of its accuracy.
 
     Args:
-        strict: matches, too; the bounds of a detector that was fitted in half a minute are wide.
+        strict: matches and intervals, too; those of a detector that was fitted in half a minute are wide.
     """
     if of.covered or "auroc" not in cell or cell["accuracy"] > 0.5:
         return

@@ -8,6 +8,7 @@ very same inputs. Labels are the true ones; an input that an attack left as it w
 from __future__ import annotations
 
 import hashlib
+import inspect
 import random
 import re
 from collections.abc import Callable
@@ -131,7 +132,7 @@ def adversarial(of: Subject, attack: str, epsilon: float | None, n: int, seed: i
     Returns:
         Float [M, C, S, S] and row numbers [M], M <= n: what the attack changed.
     """
-    code = (function.__code__.co_code.hex() for function in (adversarial, _FUNCTIONS[attack]))
+    code = (inspect.getsource(function) for function in (adversarial, _FUNCTIONS[attack]))   # its constants, too
     name = f"{attack}-{epsilon or 0:.4f}-{n}-{seed}-{digest(of.key, *code)}"
     file = RESULTS / "attacks" / f"{name}.safetensors"
     if not file.is_file():

@@ -51,7 +51,7 @@ def drawn(x: Tensor, *, blocks: int, size: int, epsilon: tuple[float, float], le
 
 
 def _one_pattern(x: Tensor, bound: float, dice: Dice) -> Tensor:
-    """What such an attack does to a grey picture, put on all of them."""
+    """What such an attack does to a grey picture, put on all of them. `bound` is at most 0.5: grey ends there."""
     grey = torch.full_like(x[:1], 0.5)
     return (x + _reaching(grey, bound, dice) - grey).clamp(0, 1)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks import unseen
-from benchmarks.common import prepared
-from benchmarks.detection import judged
+from benchmarks.common import Report, prepared
+from benchmarks.detection import judged, require
 from redoubt.attacks import fgsm, on_lattice
 from redoubt.threat import ThreatModel
 
@@ -62,3 +62,18 @@ def test_the_interval_of_an_input_is_judged_where_there_is_one(digits, digits_mo
     assert 0.3 < cell["flagged"] < 0.7
     assert cell["inside_90_percent"] == pytest.approx((inside.sum() / verdicts.is_adversarial.sum()).item())
     assert cell["inside_90_percent"] > inside.float().mean() + 0.2
+
+
+GOOD = {"accuracy": 0.4, "auroc": 0.995, "at_1_percent": 0.96, "estimate": 1.0, "matched": 1.0,
+        "inside_90_percent": 0.88}
+
+
+@pytest.mark.parametrize(("changed", "strict", "short"), [
+    ({}, True, ""), ({"auroc": 0.98}, True, "AUROC 0.980"), ({"at_1_percent": 0.94}, True, "0.940 detected"),
+    ({"estimate": 1.2}, False, "estimate over true 1.200"), ({"matched": 0.98}, True, "0.980 matched"),
+    ({"inside_90_percent": 0.86}, True, "interval of an input holds 0.860"),
+    ({"matched": 0.0, "inside_90_percent": 0.5}, False, ""), ({"accuracy": 0.6, "matched": 0.0}, True, "")])
+def test_each_figure_that_falls_short_is_named(changed, strict, short):
+    of, report = SimpleNamespace(name="digits", covered=()), Report(SimpleNamespace(seed=0, quick=False), "a test")
+    require(report, of, "apgd", 0.2, GOOD | changed, strict=strict)
+    assert len(report.shortfalls) == bool(short) and short in "".join(report.shortfalls)

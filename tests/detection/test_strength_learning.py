@@ -28,9 +28,9 @@ def test_drawn_attacks_teach_and_bound_nothing_and_every_usable_input_was_seen(
     assert detector.settings.fitted["blocks"] == len(bounding.norm)
     assert learned.inputs.shape[1] == 2 * config.block_size
     assert (learned.inputs[learned.usable].abs().amax(1) > 0).all()   # none was left as it was made
-    drawn, harmless, attacks = (
-        learned.tail(config.drawn), bounding.tail(int((bounding.norm == HARMLESS).sum())), bounding.head(133))
-    assert (harmless.norm == HARMLESS).all() and harmless.usable.all()
+    attacks = bounding.head(config.blocks + config.blocks // 3)   # Linf and L2
+    drawn, harmless = learned.tail(config.drawn), bounding.tail(len(bounding.norm) - len(attacks.norm))
+    assert len(harmless.norm) > 0 and (harmless.norm == HARMLESS).all() and harmless.usable.all()
     assert (drawn.norm == 0).all() and (drawn.log_epsilon < 0).all() and drawn.usable.any()
     assert (attacks.norm != HARMLESS).all() and (attacks.log_epsilon < 0).any()
     as_seen, moved = attacks.usable.split(config.block_size, 1)
