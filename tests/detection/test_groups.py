@@ -121,7 +121,7 @@ def test_harmless_pictures_hide_no_attack(digits_detector, noisy, seen):
 
 def test_a_strong_group_is_found_behind_decoys_and_harmless_pictures(digits_detector, noisy, seen):
     """First the attack among the harmless, then the group in it: rows of rows."""
-    detector, strong = altered(digits_detector, attack_logit=-3.0, harmless_logit=0.0), 24
+    detector, strong = altered(digits_detector, attack_logit=-3.0, harmless_logit=-2.0), 24
     evidence = torch.cat([noisy, seen["fgsm", WEAK][:20], seen["pgd", STRONG][:strong]])
     order = torch.randperm(len(evidence), generator=torch.Generator().manual_seed(3))
     assert detector.reader.pooled(evidence[:, :PIXELS].mean(0), len(evidence)).harmless
@@ -132,7 +132,8 @@ def test_a_strong_group_is_found_behind_decoys_and_harmless_pictures(digits_dete
 
 def test_bounds_of_groups_are_learned(digits_detector):
     assert digits_detector.settings.attack_logit <= 0
-    assert all(0 < bound < 100 for bound in digits_detector.settings.apart)
+    linf, l2 = digits_detector.settings.apart
+    assert 0 < linf < 100 and (0 < l2 < 100 or l2 == NEVER)   # so few are flagged in L2 that there may be no group
 
 
 def test_a_norm_that_was_not_rehearsed_has_no_groups(digits_detector):
