@@ -17,13 +17,10 @@ from torch import Tensor
 
 from benchmarks.common import Report, arguments, table
 from benchmarks.detection import fitted
+from benchmarks.rehearsed import rehearsed
 from benchmarks.unseen import Subject, adversarial, subjects
 from redoubt.detection import Detector
-from redoubt.detection.networks import NORMS
 from redoubt.detection.probability import at_share
-from redoubt.detection.rehearsal import rehearse_all
-from redoubt.detection.scoring import Examples
-from redoubt.detection.surrogates import fit_surrogates
 
 EDGES = (0.0, 0.01, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 0.99, 1.0)
 MOST, WIDEST = 0.01, 0.1   # expected calibration error that the rehearsed mix may have; and distance in a single bin
@@ -54,15 +51,6 @@ def reliability(clean: Tensor, attacked: Tensor, weight: Tensor, share: float = 
     return rows, error
 
 
-def rehearsed(of: Subject, detector: Detector, blocks: int, seed: int) -> Examples:
-    """Attacks of the mix that `fit` rehearses, on test pictures."""
-    settings = detector.settings
-    plans = tuple(zip(NORMS, (blocks, blocks // 3), zip(settings.lowest, settings.highest, strict=True), strict=True))
-    surrogates = fit_surrogates(of.model, of.data.tensors("detector_fit")[0], seed=seed)
-    return rehearse_all(of.model, surrogates, *of.data.tensors("test"), plans=plans, size=32, levels=of.data.levels,
-                        asks=False, seed=seed).examples()
-
-
 def unseen(of: Subject, detector: Detector, n: int, seed: int) -> Tensor:
     """Probabilities of inputs under attacks that were not rehearsed, [m]."""
     return torch.cat([detector.assess(adversarial(of, *attack, n, seed)[0]).probability for attack in UNSEEN])
@@ -74,7 +62,7 @@ def main() -> int:
     of = next(subjects(["fashion-mnist"], ["undefended"], args.seed, args.data_dir, quick=args.quick))
     detector = fitted(of, args.seed, quick=args.quick)
     clean = detector.assess(of.data.tensors("test")[0]).probability
-    mix = rehearsed(of, detector, 36 if args.quick else 240, args.seed + 500)
+    mix = rehearsed(of, detector, 36 if args.quick else 240, args.seed + 500).examples()
     said = detector.assess(mix.x.float()).probability
     for share in (0.5, 0.01):
         rows, error = reliability(at_share(clean, share), at_share(said, share), mix.weight, share)

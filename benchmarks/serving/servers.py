@@ -101,7 +101,7 @@ def random_version(folder: Path, architecture: str, channels: int, size: int, se
     Detector(model, Scorer(channels), StrengthNet(feature_count(channels)), Witness(), Settings(
         channels=channels, levels=255, fpr=0.01, threshold=1e3, null_rate=0.02, calibrated_on=1000,
         chances=[1.0, 1.0, 0.0], l2_logit=0.0, harmless_logit=0.0, attack_logit=0.0, apart=[1.0, 1.0],
-        quantiles=[[[[[-2.0, -1.0, 1.0, 2.0]] * 2] * len(SIZES)] * 2] * 2, own_odds=[0.0, 0.0],
+        quantiles=[[[[[-2.0, 2.0]] * 2] * len(SIZES)] * 2] * 2, single=[[-1.0, 1.0]] * 2, own_odds=[0.0, 0.0],
         lowest=[0.01, 0.1], highest=[0.3, 3.0], asks=True, fitted={},
     )).save(folder)
     return seal(folder)

@@ -37,7 +37,7 @@ from redoubt.detection.verdicts import Strength, Verdicts
 from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet
 from redoubt.errors import ArtifactError, InvalidInput
 
-FORMAT = 15
+FORMAT = 16
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 _CHUNK = 512   # inputs looked at in one go, which bounds the memory that they take
 
@@ -91,8 +91,7 @@ class Detector:
             whole = holds_whole_levels(x[rows], self.settings.levels).float().unsqueeze(1)
             detail = self.witness.detail(sketch(x[rows]))
             evidence[rows] = torch.cat([pixels, self._odds(x, rows), whole, detail], 1)
-            bounds[:, rows] = torch.stack(self.reader.bounds(
-                centre[:, 0], spread[:, 0], logits[:, COARSENESS], 0, 1, (0.05, 0.95)))
+            bounds[:, rows] = torch.stack(self.reader.interval(centre[:, 0], spread[:, 0], logits[:, COARSENESS]))
         low, middle, high = bounds
         margin = logit - self.settings.threshold
         return Verdicts(score=torch.sigmoid(margin), probability=probability(margin, self.settings.chances),
@@ -131,8 +130,7 @@ class Detector:
         rows, best, told, witnessed, shared = self._judged(evidence, *self.reader.strongest(evidence[:, :PIXELS]))
         norm, levels, whole = best.norm, None, evidence[rows, WHOLE].mean().item()
         origin = self.reader.origin(told, shared) if norm == 0 else (0.0, 0.0)
-        bounds = self.reader.bounds(best.centre[norm], best.spread[norm], best.coarse, norm, best.n, (0.01, 0.99),
-                                    *origin)
+        bounds = self.reader.bounds(best.centre[norm], best.spread[norm], best.coarse, norm, best.n, *origin)
         low, estimate, high = (value.item() for value in bounds)
         if norm == 0 and self.settings.levels >= FEW_LEVELS:
             low, estimate, high = in_whole_levels(low, estimate, high, self.settings.levels, whole)

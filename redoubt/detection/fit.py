@@ -16,16 +16,18 @@ from torch import Tensor, nn
 from redoubt.compute import side_by_side
 from redoubt.detection.benign import BENIGN, NOISE
 from redoubt.detection.bias import calibrate_witness, tried, winners
+from redoubt.detection.bounds import ANY, of_singles
 from redoubt.detection.changes import Changes
 from redoubt.detection.detector import Detector
 from redoubt.detection.flagged import planned, questions
+from redoubt.detection.networks import COARSENESS
 from redoubt.detection.pattern import common, sketch
 from redoubt.detection.probability import calibrate_probability
 from redoubt.detection.rehearsal import KINDS, OWN_KINDS, TELLING, Rehearsal, rehearse_all
 from redoubt.detection.scoring import CLEAN, Examples, conformal_threshold, fit_scorer, harmless, score, scores
 from redoubt.detection.settings import Settings
 from redoubt.detection.strength import ENOUGH_FLAGGED
-from redoubt.detection.strength_learning import learn_strength
+from redoubt.detection.strength_learning import LearnedStrength, learn_strength
 from redoubt.detection.surrogates import fit_surrogates
 from redoubt.detection.witness import Witness, bet, fit_witness, midmean
 from redoubt.errors import InvalidInput
@@ -39,7 +41,7 @@ _SPREAD = 4          # times as many fixed patterns are learned from as calibrat
 _PART = 256          # pictures sketched at a time
 _WINNERS, _LOOKS = 8, 4   # harmless changes that win most are tried again, so many times
 _WITNESSES = 32       # flagged attacks without which the model is not asked
-_HEARD = 32          # inputs of a kind of attack without which its typical odds are not known
+_HEARD = 32          # inputs of a kind of attack without which its typical odds are not known; of all, their errors
 _TOLD = 8            # flagged blocks in Linf without which no strength can be learned
 
 
@@ -83,16 +85,18 @@ class FitConfig:
 
     @classmethod
     def suited_to(cls, model: nn.Module, x: Tensor) -> FitConfig:
-        """The amount that pays: less from few, large or tiny pictures, and from a large network without a GPU; longer
-        learning from many in colour."""
+        """The amount that pays: less from few, large or tiny pictures, and from a large network without a GPU; random
+        fields from many, and longer learning from many in colour."""
         if next(model.parameters()).device.type == "cpu" and sum(w.numel() for w in model.parameters()) > _LARGE:
             config = cls(blocks=120, block_size=16, strength_steps=700, noise=32)
         else:
             config = cls() if len(x) >= ENOUGH else cls(blocks=900, strength_steps=1200)
             if x.shape[-1] < cls.smallest:   # so little is soon learned
                 config = cls(blocks=600, score_steps=600, strength_steps=800)
-            elif x.shape[1] > 1 and len(x) >= ENOUGH:   # colour has more to tell apart
+            elif len(x) >= ENOUGH and x.shape[1] > 1:   # colour has more to tell apart
                 config = replace(config, score_steps=2400, strength_steps=10_000, moved=1, drawn=1500)
+            elif len(x) >= ENOUGH:
+                config = replace(config, drawn=600)
         room = int(_MEMORY / (2 * x[0].numel() * config.block_size) * 3 / 4)   # L2 adds a third
         blocks = max(8 * len(KINDS), min(config.blocks, room))
         return replace(config, blocks=blocks, drawn=config.drawn * blocks // config.blocks)
@@ -159,8 +163,9 @@ def fit(
     passed = judge(held_out)
     threshold, null_rate = conformal_threshold(passed, fpr)
     few = _plans(max(2 * len(KINDS), config.blocks // _FRESH), ranges)
-    fresh = practise(held_out, labels, plans=few, asks=False, seed=seed + 13).examples()
-    chances = calibrate_probability(passed - threshold, scores(scorer, fresh) - threshold, fresh.weight)
+    fresh = practise(held_out, labels, plans=few, asks=False, seed=seed + 13)
+    new = fresh.examples()
+    chances = calibrate_probability(passed - threshold, scores(scorer, new) - threshold, new.weight)
     report("scorer")
     attacked = scores(scorer, rehearsal.attacked).view(rehearsal.real.shape)
     telling = rehearsal.telling
@@ -194,7 +199,8 @@ def fit(
     settings = Settings(
         channels=x.shape[1], levels=levels, fpr=fpr, threshold=threshold, null_rate=null_rate,
         calibrated_on=len(held_out), chances=chances, l2_logit=told.l2_logit, harmless_logit=told.harmless_logit,
-        attack_logit=told.attack_logit, apart=told.apart, quantiles=told.quantiles.tolist(), own_odds=own_odds,
+        attack_logit=told.attack_logit, apart=told.apart, quantiles=told.quantiles.tolist(),
+        single=_single(told, fresh, scores(scorer, fresh.attacked), threshold), own_odds=own_odds,
         lowest=[least for least, _ in ranges], highest=[most for _, most in ranges],
         asks=asks,
         fitted={"seed": seed, "pictures": len(x), "blocks": told.blocks, "seconds": report.seconds,
@@ -253,6 +259,25 @@ def _own_odds(witness: Witness, rehearsal: Rehearsal, usable: Tensor) -> list[fl
     own, others = ([midmean(part) for part in some if len(part) >= _HEARD]
                    for some in (parts[:OWN_KINDS], parts[OWN_KINDS:]))
     return [max(others), (max(others) + min(own)) / 2] if own and others else [0.0, 0.0]
+
+
+@torch.no_grad()
+def _single(told: LearnedStrength, fresh: Rehearsal, logits: Tensor, threshold: float) -> list[list[float]]:
+    """Quantiles of the error of single flagged inputs, read as in service; campaigns' bounds where too few are flagged.
+
+    Args:
+        fresh: attacks on pictures that nothing was learned from.
+        logits: of the score, of each of them.
+    """
+    logits = logits.view(fresh.real.shape)
+    flagged = fresh.real & (logits > threshold) & (fresh.telling & (fresh.norm == 0)).unsqueeze(1)
+    if flagged.sum() < _HEARD:
+        return told.quantiles[ANY, 0, 0].tolist()
+    net = told.net
+    evidence = net.evidence(net.inputs(fresh.seen[flagged], logits[flagged]))
+    centre, spread, says = net.read(evidence, torch.ones(len(evidence), device=evidence.device))
+    true = fresh.log_epsilon.unsqueeze(1).expand_as(flagged)[flagged]
+    return of_singles(*(part.cpu() for part in (true - centre[:, 0], spread[:, 0], says[:, COARSENESS]))).tolist()
 
 
 def _check_told(usable: Tensor, pictures: int, epsilon: tuple[float, float]) -> None:

@@ -144,6 +144,20 @@ class StrengthNet(nn.Module):
         spread = (spread.clamp(-5, 3) - 1).exp()
         return centre, spread, logits
 
+    def read(self, pooled: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What all heads say at once of means [B, PIXELS] over n [B] inputs.
+
+        Where they disagree, the campaign is unlike what they learned, and the spread is wider (deep ensembles:
+        Lakshminarayanan et al. 2017, arXiv 1612.01474).
+
+        Returns:
+            ln(epsilon) and its standard deviation in each norm, [B, norms], and logits, [B, LOGITS].
+        """
+        centre, spread, logits = self(pooled, n)
+        middle = centre.mean(0)
+        variance = (spread.square() + (centre - middle).square()).mean(0)
+        return middle, variance.sqrt(), logits.mean(0)
+
 
 def widen(spread: Tensor) -> Tensor:
     """The network's own standard deviation of ln(epsilon), any shape, kept above a floor."""

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from redoubt.detection.bounds import ANY, LEVELS, OWN, SIZES, scaled, scaled_error
+from redoubt.detection.bounds import ANY, LEVELS, OWN, SIZES, grain, scaled, scaled_error, scaled_single
 from redoubt.detection.groups import SHARE, excess, least, near, nested, upper_means
 from redoubt.detection.networks import COARSENESS, NORMS, StrengthNet, scatter, widen
 from redoubt.detection.settings import Settings
 from redoubt.detection.witness import midmean
 
 FEW_LEVELS = 64     # 8-bit budgets are whole levels, or many; half a level of 16 is a sixth of 0.2
-MARGIN, PATTERN = 0.03, 0.07   # of ln(epsilon), on top of upper bounds: no attack is quite as rehearsed
+MARGIN = 0.05       # of ln(epsilon), on top of upper bounds: no attack is quite as rehearsed
 NORM_MINIMUM = 16   # with fewer inputs neither L2 nor harmless changes are told from Linf
 
 
@@ -44,32 +44,19 @@ class Reader:
 
     def __init__(self, net: StrengthNet, settings: Settings):
         self.net, self.settings = net, settings
-        self._quantiles = torch.tensor(settings.quantiles)
+        self._quantiles, self._single = torch.tensor(settings.quantiles), torch.tensor(settings.single)
         shape = 2, len(NORMS), len(SIZES), 2, len(LEVELS)
-        if self._quantiles.shape != shape or len(settings.own_odds) != 2:
-            raise ValueError(f"quantiles of shape {tuple(self._quantiles.shape)}, own_odds {settings.own_odds}")
-
-    def read(self, pooled: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What all heads say at once of means [B, PIXELS] over n [B] inputs.
-
-        Where they disagree, the campaign is unlike what they learned, and the spread is wider (deep ensembles:
-        Lakshminarayanan et al. 2017, arXiv 1612.01474).
-
-        Returns:
-            ln(epsilon) and its standard deviation in each norm, [B, norms], and logits, [B, LOGITS].
-        """
-        centre, spread, logits = self.net(pooled, n)
-        middle = centre.mean(0)
-        variance = (spread.square() + (centre - middle).square()).mean(0)
-        return middle, variance.sqrt(), logits.mean(0)
+        if self._quantiles.shape != shape or self._single.shape != (2, 2) or len(settings.own_odds) != 2:
+            raise ValueError(f"quantiles of shape {tuple(self._quantiles.shape)}, single {settings.single}, "
+                             f"own_odds {settings.own_odds}")
 
     def single(self, evidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same of each input by itself."""
-        return self.read(evidence, torch.ones(len(evidence), device=evidence.device))
+        return self.net.read(evidence, torch.ones(len(evidence), device=evidence.device))
 
     def pooled(self, mean: Tensor, n: int) -> Reading:
         """The reading of n inputs by their mean [PIXELS]."""
-        centre, spread, logits = self.read(mean.unsqueeze(0), torch.tensor([float(n)], device=mean.device))
+        centre, spread, logits = self.net.read(mean.unsqueeze(0), torch.tensor([float(n)], device=mean.device))
         enough = n >= NORM_MINIMUM
         return Reading(centre=centre[0], spread=spread[0], n=n, logit=logits[0, 1].item(), coarse=logits[0, COARSENESS],
                        norm=int(enough and logits[0, 0].item() > self.settings.l2_logit),
@@ -122,7 +109,8 @@ class Reader:
         """`own` and `extra` for `bounds`, of an attack in Linf, by the model's evidence of its inputs.
 
         An attack along the model's own gradient can be rehearsed much as it will come, if not its every loss and step;
-        one of another network, a search, or one pattern for all pictures cannot, and is mostly read too small.
+        one of another network, a search, or one pattern for all pictures cannot, and is mostly read too small. One
+        pattern may win as much as an attack along the gradient does, and is never taken for one.
 
         Args:
             odds: log odds of each input, [n]; 0 where the model was not asked.
@@ -136,33 +124,40 @@ class Reader:
         asked, (least, most) = odds[odds != 0], self.settings.own_odds
         if len(odds) < NORM_MINIMUM:
             return 0.0, 0.0
-        if shared:
-            return 0.0, PATTERN
-        if len(asked) < max(NORM_MINIMUM, len(odds) / 2) or most <= least:
+        if shared or len(asked) < max(NORM_MINIMUM, len(odds) / 2) or most <= least:
             return 0.0, MARGIN
         return min(max((midmean(asked) - least) / (most - least), 0.0), 1.0), MARGIN
 
     def bounds(
-        self, centre: Tensor, spread: Tensor, coarse: Tensor, norm: int, n: int, quantiles: tuple[float, float],
-        own: float = 0.0, extra: float = 0.0,
+        self, centre: Tensor, spread: Tensor, coarse: Tensor, norm: int, n: int, own: float = 0.0, extra: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Low, estimate and high as epsilons, kept inside the rehearsed range widened by half a level.
-
-        Strength is what arrived: of an attack in whole levels, a whole number of them. Where levels are few, what was
-        set may lie far from that, and half a level is added to either side.
+        """Low, estimate and high of campaigns as epsilons, the first and the last one-sided bounds of 99 %.
 
         Args:
             centre, spread, coarse: ln(epsilon) in that norm, its standard deviation, the logit of coarseness, [...].
             n: inputs behind each.
-            quantiles: two of `bounds.LEVELS`.
             own: how surely the attack went along the model's own gradient, from 0 to 1.
-            extra: what the upper bound is given on top, of ln(epsilon).
+            extra: what the upper bound is given on top, of ln(epsilon); half of it goes to the estimate of an attack
+                that went another way.
         """
         table = self._quantiles[ANY, norm].lerp(self._quantiles[OWN, norm], own).to(spread.device)
-        errors = scaled_error(table, coarse, n) * scaled(spread)
-        below, above = (errors[..., LEVELS.index(level)] for level in quantiles)
+        below, above = (scaled_error(table, coarse, n) * scaled(spread)).unbind(-1)
+        raised = (1 - own) * extra / 2
+        return self._epsilons(centre + below.clamp_max(0), centre + raised, centre + above.clamp_min(0) + extra, norm)
+
+    def interval(self, centre: Tensor, spread: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of single inputs in Linf, [...] each: the first and the last hold `bounds.SINGLE` between them."""
+        below, above = (self._single.to(spread.device)[grain(coarse)] * scaled_single(spread).unsqueeze(-1)).unbind(-1)
+        return self._epsilons(centre + below.clamp_max(0), centre, centre + above.clamp_min(0), 0)
+
+    def _epsilons(self, low: Tensor, middle: Tensor, high: Tensor, norm: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of ln(epsilon), kept inside the rehearsed range widened by half a level.
+
+        Strength is what arrived: of an attack in whole levels, a whole number of them. Where levels are few, what was
+        set may lie far from that, and half a level is added to either side.
+        """
         half = 0.5 / self.settings.levels
         room = half if norm == 0 and self.settings.levels < FEW_LEVELS else 0.0
         lowest, highest = max(self.settings.lowest[norm] - half, half / 4), self.settings.highest[norm] + half
-        low, high = (centre + below.clamp_max(0)).exp() - room, (centre + above.clamp_min(0) + extra).exp()
-        return tuple(value.clamp(lowest, highest) for value in (low, centre.exp(), high + room))
+        values = low.exp() - room, middle.exp(), high.exp() + room
+        return tuple(value.clamp(lowest, highest) for value in values)

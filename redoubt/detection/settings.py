@@ -23,6 +23,7 @@ class Settings:
             its own.
         quantiles: [whose][norm][size][grain][level] of the error of ln(epsilon), as `bounds.scaled` scales it, on
             rehearsed blocks held out.
+        single: [grain][`bounds.SINGLE`] of the same, of single inputs in Linf that nothing was learned from.
         own_odds: typical log odds up to which a campaign is judged by the errors of all attacks, and from which on by
             those of attacks along the model's own gradient; between them by something between. Where the second is no
             more than the first, always by those of all.
@@ -43,6 +44,7 @@ class Settings:
     attack_logit: float
     apart: list
     quantiles: list
+    single: list
     own_odds: list
     lowest: list
     highest: list

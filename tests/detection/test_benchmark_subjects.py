@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from benchmarks import unseen
 from benchmarks.common import Report, prepared
 from benchmarks.detection import judged, require
+from benchmarks.rehearsed import measured, rehearsed
 from redoubt.attacks import fgsm, on_lattice
+from redoubt.detection import rehearsal
 from redoubt.threat import ThreatModel
 
 
@@ -62,6 +65,22 @@ def test_the_interval_of_an_input_is_judged_where_there_is_one(digits, digits_mo
     assert 0.3 < cell["flagged"] < 0.7
     assert cell["inside_90_percent"] == pytest.approx((inside.sum() / verdicts.is_adversarial.sum()).item())
     assert cell["inside_90_percent"] > inside.float().mean() + 0.2
+
+
+def test_kinds_that_were_rehearsed_are_measured_on_test_pictures(digits, digits_model, digits_detector):
+    of = unseen.Subject(name="digits", dataset="digits", data=digits, model=digits_model, key="", covered=(),
+                        epsilons=(0.25,))
+    made = rehearsed(of, digits_detector, 40, 500)
+    assert len(made.kind) == 53 and (made.norm == 0).sum() == 40
+    cell = measured(digits_detector, made)
+    assert list(cell["flagged"]) == list(cell["inside"]) == list(rehearsal.KINDS[: rehearsal.TELLING])
+    total = sum(cell["flagged"].values())
+    assert 8 * 4 * 32 > total > 200 and 0 < cell["campaigns"] <= 32
+    held = sum(cell["flagged"][kind] * share for kind, share in cell["inside"].items() if share is not None)
+    assert cell["coverage"] == pytest.approx(held / total) and 0.7 < cell["coverage"] < 1
+    told = replace(made, log_epsilon=made.log_epsilon + 1.5)   # as if all were read far too small
+    missed = measured(digits_detector, told)
+    assert missed["coverage"] < 0.3 and missed["held"] < cell["held"] and missed["flagged"] == cell["flagged"]
 
 
 GOOD = {"accuracy": 0.4, "auroc": 0.995, "at_1_percent": 0.96, "estimate": 1.0, "matched": 1.0,

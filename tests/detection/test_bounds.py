@@ -11,10 +11,12 @@ from redoubt.detection.bounds import (
     COARSE,
     FINE,
     LEVELS,
+    SINGLE,
     SIZES,
     SURELY_FINE,
     calibrated,
     in_whole_levels,
+    of_singles,
     scaled,
     scaled_error,
 )
@@ -33,8 +35,8 @@ def test_fine_and_coarse_changes_have_bounds_of_their_own():
     error = torch.randn(8000, generator=generator) * torch.tensor([1.0, 3.0]).repeat(4000)
     table = table_of(error, coarse, torch.zeros(8000, dtype=torch.long))
     assert table.shape == (2, len(LEVELS))
-    assert table[FINE].tolist() == pytest.approx([-2.33, -1.64, 1.64, 2.33], rel=0.1)
-    assert table[COARSE].tolist() == pytest.approx([-6.98, -4.93, 4.93, 6.98], rel=0.1)
+    assert table[FINE].tolist() == pytest.approx([-2.33, 2.33], rel=0.1)
+    assert table[COARSE].tolist() == pytest.approx([-6.98, 6.98], rel=0.1)
 
 
 def test_the_worst_kind_sets_the_bound():
@@ -43,7 +45,22 @@ def test_the_worst_kind_sets_the_bound():
     error = torch.randn(9000, generator=generator) + torch.tensor([-1.0, 0.0, 2.0])[kind]
     table = table_of(error, torch.tensor([SURE, UNSURE]).repeat(4500), kind)
     for own in table:
-        assert own.tolist() == pytest.approx([-3.33, -2.64, 3.64, 4.33], rel=0.06)
+        assert own.tolist() == pytest.approx([-3.33, 4.33], rel=0.06)
+
+
+def test_the_interval_of_a_single_input_holds_over_all_kinds_together():
+    generator = torch.Generator().manual_seed(7)
+    error = torch.randn(9000, generator=generator) + torch.tensor([-1.0, 0.0, 2.0]).repeat(3000)
+    error[4500:] /= 2
+    coarse, spread = torch.tensor([SURE, UNSURE]).repeat_interleave(4500), torch.full((9000,), 100.0)
+    table = of_singles(100.0 * error, spread, coarse)
+    for grain, own in enumerate((error[:4500], error[4500:])):
+        held = (own.unsqueeze(1) <= table[grain]).float().mean(0)
+        assert held.tolist() == pytest.approx(list(SINGLE), abs=0.003)
+    few = of_singles(100.0 * error[4000:], spread[4000:], coarse[4000:].flip(0))
+    assert few[FINE].tolist() != few[COARSE].tolist()
+    few = of_singles(100.0 * error[4200:], spread[4200:], coarse[4200:])   # 300 of fine ones
+    assert few[FINE].tolist() == few[COARSE].tolist()
 
 
 def test_coarse_changes_never_have_the_narrower_bounds():
@@ -87,7 +104,7 @@ def test_bounds_hold_as_often_as_they_say_whether_the_spread_is_right_or_not():
 
 def test_assurance_narrows_the_upper_bound_less_than_the_lower():
     sure, unsure = scaled(torch.tensor([0.0, 0.06]))
-    below, *_, above = (unsure / sure).tolist()
+    below, above = (unsure / sure).tolist()
     assert below > 1.5 * above > 1.5
 
 

@@ -10,10 +10,10 @@ import torch
 
 from redoubt.attacks import pgd
 from redoubt.detection import Detector
-from redoubt.detection.bounds import ANY, FLOORS, LEVELS, OWN, SIZES, narrowed
+from redoubt.detection.bounds import ANY, FLOORS, LEVELS, OWN, SINGLE_FLOOR, SIZES, narrowed
 from redoubt.detection.fit import _own_odds
 from redoubt.detection.networks import DETAIL, ODDS, PIXELS, SKETCH
-from redoubt.detection.reading import MARGIN, PATTERN
+from redoubt.detection.reading import MARGIN
 from redoubt.detection.rehearsal import KINDS, OWN_KINDS, TELLING
 from redoubt.threat import ThreatModel
 
@@ -23,9 +23,9 @@ N = 64
 @pytest.fixture(scope="module")
 def detector(digits_detector) -> Detector:
     """With bounds that can be foretold; no groups, and no lattice to round to."""
-    grains = [[[-2.0, -1.0, 1.0, 3.0]] * 2] * len(SIZES), [[[-2.0, -1.0, 0.5, 1.0]] * 2] * len(SIZES)
+    grains = [[[-2.0, 3.0]] * 2] * len(SIZES), [[[-2.0, 1.0]] * 2] * len(SIZES)
     settings = replace(digits_detector.settings, asks=True, levels=65535, apart=[1000.0] * 2, own_odds=[0.2, 1.2],
-                       quantiles=[[table] * 2 for table in grains])
+                       quantiles=[[table] * 2 for table in grains], single=[[-0.5, 1.5]] * 2)
     return Detector(digits_detector.model, digits_detector.scorer, digits_detector.strength_net,
                     digits_detector.witness, settings)
 
@@ -52,10 +52,11 @@ def test_the_upper_bound_follows_the_models_evidence(detector, evidence, odds, a
     rows[:, ODDS] = 0.0
     rows[:asked, ODDS] = odds
     found = detector.campaign(rows)
-    _, spread, _ = detector.reader.read(rows[:, :PIXELS].mean(0, keepdim=True), torch.tensor([float(N)]))
+    _, spread, _ = detector.strength_net.read(rows[:, :PIXELS].mean(0, keepdim=True), torch.tensor([float(N)]))
     lower, upper = ((spread[0, 0].square() + floor**2).sqrt().item() for floor in (FLOORS[0], FLOORS[-1]))
-    assert math.log(found.high / found.estimate) == pytest.approx(quantile * upper + MARGIN, rel=1e-3)
-    assert math.log(found.low / found.estimate) == pytest.approx(-2 * lower, rel=1e-3)   # asked of all kinds, always
+    raised = MARGIN / 2 * (quantile - 1) / 2   # the estimate of what went another way
+    assert math.log(found.high / found.estimate) == pytest.approx(quantile * upper + MARGIN - raised, rel=1e-3)
+    assert math.log(found.low / found.estimate) == pytest.approx(-2 * lower - raised, rel=1e-3)   # of all kinds, always
 
 
 def test_one_pattern_on_all_inputs_is_known_for_itself(detector, evidence):
@@ -68,8 +69,10 @@ def test_one_pattern_on_all_inputs_is_known_for_itself(detector, evidence):
     asked[:, ODDS] = 4.0
     found = detector.campaign(pattern)
     assert found.shared and not detector.campaign(unasked).shared
-    assert math.log(found.high / detector.campaign(unasked).high) == pytest.approx(PATTERN - MARGIN, rel=1e-3)
+    assert found.high == pytest.approx(detector.campaign(unasked).high)
     assert detector.campaign(asked).high == pytest.approx(found.high)
+    asked[:, DETAIL:] = 0.0
+    assert detector.campaign(asked).high < 0.99 * found.high
 
 
 @pytest.mark.parametrize("loud", [3.0, -3.0])
@@ -88,7 +91,7 @@ def test_three_of_sixty_four_move_it_by_a_step_of_the_grid_at_most(detector, evi
 @pytest.mark.parametrize(("n", "asked", "shared", "expected"), [
     (16, 16, False, (1.0, MARGIN)), (15, 15, False, (0.0, 0.0)), (40, 16, False, (0.0, MARGIN)),
     (32, 16, False, (1.0, MARGIN)),
-    (16, 0, True, (0.0, PATTERN)), (15, 15, True, (0.0, 0.0)),
+    (16, 16, True, (0.0, MARGIN)), (15, 15, True, (0.0, 0.0)),
 ])
 def test_few_inputs_tell_nothing(detector, n, asked, shared, expected):
     odds = torch.zeros(n)
@@ -132,7 +135,7 @@ def test_a_group_is_judged_by_its_own_odds(digits, digits_model, detector, evide
     rows = torch.cat([weak, strong])
     own, best = parted.reader.strongest(rows[:, :PIXELS])
     assert len(weak) == 40 and (own >= 40).float().mean() > 0.9 and len(own) >= 16
-    _, _, high = parted.reader.bounds(best.centre[0], best.spread[0], best.coarse, 0, best.n, (0.01, 0.99), 1.0,
+    _, _, high = parted.reader.bounds(best.centre[0], best.spread[0], best.coarse, 0, best.n, 1.0,
                                     MARGIN)
     assert parted.campaign(rows).high == pytest.approx(high.item(), rel=1e-4)
 
@@ -148,22 +151,23 @@ def test_where_kinds_are_not_told_apart_all_kinds_count(detector, evidence, mark
     assert blind.campaign(rows).high == pytest.approx(blind.campaign(unasked).high)
 
 
-def test_one_input_by_itself_has_the_bounds_of_all_kinds(detector, digits, digits_model):
+def test_one_input_by_itself_has_an_interval_of_its_own(detector, digits, digits_model):
     x, y = digits.tensors("test")
     verdicts = detector.assess(pgd(digits_model, x[:64], y[:64], ThreatModel("Linf", 0.2)))
     flagged = verdicts.is_adversarial & (verdicts.high < 0.4)   # the range ends at 0.45
     _, spread, _ = detector.reader.single(verdicts.evidence[flagged][:, :PIXELS])
-    upper = (spread[:, 0].square() + FLOORS[-2] ** 2).sqrt()
+    unit = (spread[:, 0].square() + SINGLE_FLOOR**2).sqrt()
     assert flagged.sum() > 16
-    torch.testing.assert_close((verdicts.high / verdicts.strength)[flagged].log(), 1.0 * upper, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close((verdicts.high / verdicts.strength)[flagged].log(), 1.5 * unit, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close((verdicts.low / verdicts.strength)[flagged].log(), -0.5 * unit, rtol=1e-3, atol=1e-4)
 
 
 def test_only_the_upper_bound_is_lowered_and_never_raised():
-    every = torch.tensor([[-3.0, -2.0, 2.0, 3.0], [-3.0, -2.0, 1.0, 3.0]])
-    own = torch.tensor([[-1.0, -0.5, 0.5, 1.0], [-4.0, -3.0, 2.0, 2.0]])
+    every = torch.tensor([[-3.0, 3.0], [-3.0, 1.0]])
+    own = torch.tensor([[-1.0, 1.0], [-4.0, 2.0]])
     table = narrowed(every, own)
     assert table.shape == (2, 2, len(LEVELS)) and torch.equal(table[ANY], every)
-    assert table[OWN].tolist() == [[-3.0, -2.0, 0.5, 1.0], [-3.0, -2.0, 1.0, 2.0]]
+    assert table[OWN].tolist() == [[-3.0, 1.0], [-3.0, 1.0]]
 
 
 class Rehearsed:
