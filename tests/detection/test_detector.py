@@ -230,6 +230,31 @@ def test_tiny_pictures_get_less_than_others_do(count):
     assert tiny.drawn == 0
 
 
+def test_the_interval_of_single_inputs_is_set_on_calibration_pictures(digits, digits_model, small, monkeypatch):
+    fitting, seen = sys.modules["redoubt.detection.fit"], []
+    inner = fitting._single
+
+    def single(told, fresh, logits, threshold):
+        flagged = (logits.view(fresh.real.shape) > threshold) & fresh.real
+        few = inner(told, fresh, torch.full_like(logits, threshold - 1), threshold)
+        assert few == told.quantiles[0, 0, 0].tolist()   # nothing to set it on: a campaign's bounds
+        found = inner(told, fresh, logits, threshold)
+        seen.extend([fresh, flagged, found])
+        return found
+
+    monkeypatch.setattr(fitting, "_single", single)
+    x = digits.tensors("calibration")
+    detector = fit(digits_model, digits.tensors("detector_fit"), x, levels=16, config=small)
+    fresh, flagged, found = seen
+    assert fresh.rows.max() < len(x[0]) and detector.settings.single == found
+    rows = flagged & (fresh.telling & (fresh.norm == 0)).unsqueeze(1)
+    verdicts = detector.assess(fresh.attacked.x.float())
+    true = fresh.log_epsilon.exp().unsqueeze(1).expand_as(rows)[rows]
+    low, high = (part.view(rows.shape)[rows] for part in (verdicts.low, verdicts.high))
+    room = 0.5 / 16 + 1e-4   # half a level that few levels get on either side
+    assert rows.sum() > 32 and 0.88 < ((low + room <= true) & (true <= high - room)).float().mean() < 0.96
+
+
 def test_the_last_kinds_teach_neither_strength_nor_what_an_attack_does_to_the_model(digits, digits_model, monkeypatch):
     class Taught(Exception):
         pass
