@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import chain
 
 from benchmarks.unseen import Subject
+from redoubt.attacks import on_lattice
 from redoubt.detection import Detector
 from redoubt.detection.networks import NORMS
 from redoubt.detection.rehearsal import KINDS, TELLING, Rehearsal, rehearse_all
@@ -36,7 +37,8 @@ def measured(detector: Detector, made: Rehearsal) -> dict:
     held = []
     for i in (made.telling & (made.norm == 0)).nonzero()[:, 0].tolist():
         true = made.log_epsilon[i].exp().item()
-        verdicts = detector.assess(blocks[i][made.real[i]].float())
+        sent = blocks[i][made.real[i]].float()   # kept in 16 bits, which are no whole levels
+        verdicts = detector.assess(on_lattice(sent, detector.settings.levels) if made.stored[i] else sent)
         rows = verdicts.is_adversarial
         inside[KINDS[made.kind[i]]] += holds(verdicts, true)[rows].tolist()
         if rows.sum() >= FEWEST:
