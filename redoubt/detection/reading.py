@@ -51,7 +51,7 @@ class Reader:
                              f"own_odds {settings.own_odds}")
 
     def single(self, evidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of each input by itself."""
+        """What all heads say of each input by itself, as `StrengthNet.read` gives it."""
         return self.net.read(evidence, torch.ones(len(evidence), device=evidence.device))
 
     def pooled(self, mean: Tensor, n: int) -> Reading:
@@ -146,7 +146,7 @@ class Reader:
         return self._epsilons(centre + below.clamp_max(0), centre + raised, centre + above.clamp_min(0) + extra, norm)
 
     def interval(self, centre: Tensor, spread: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of single inputs in Linf, [...] each: the first and the last hold `bounds.SINGLE` between them."""
+        """Low, estimate and high of single inputs in Linf, [...] each, as epsilons: an interval at `bounds.SINGLE`."""
         below, above = (self._single.to(spread.device)[grain(coarse)] * scaled_single(spread).unsqueeze(-1)).unbind(-1)
         return self._epsilons(centre + below.clamp_max(0), centre, centre + above.clamp_min(0), 0)
 

@@ -37,7 +37,8 @@ class Strength:
 
     Attributes:
         norm: `Linf` or `L2`.
-        estimate: the epsilon that arrived, in that norm's unit over pixels in [0, 1].
+        estimate: the epsilon that arrived, in that norm's unit over pixels in [0, 1]. In Linf it has half of the margin
+            below, the less the surer the attack went along the model's own gradient: others are read too small.
         low, high: one-sided 99 % bounds of it, the bias between kinds of attack included, and half a level where
             pictures have fewer than 64. Of an attack along the model's own gradient `high` is the bound of such alone;
             of 16 inputs and more it mostly has a margin on top (`Reader.origin`).

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import unseen
+from benchmarks import detection, unseen
 from benchmarks.common import Report, prepared
 from benchmarks.detection import judged, require
 from benchmarks.rehearsed import measured, rehearsed
@@ -81,6 +81,18 @@ def test_kinds_that_were_rehearsed_are_measured_on_test_pictures(digits, digits_
     told = replace(made, log_epsilon=made.log_epsilon + 1.5)   # as if all were read far too small
     missed = measured(digits_detector, told)
     assert missed["coverage"] < 0.3 and missed["held"] < cell["held"] and missed["flagged"] == cell["flagged"]
+
+
+@pytest.mark.parametrize(("coverage", "covered", "short"), [
+    (0.87, (), False), (0.93, (), False), (0.869, (), True), (0.931, (), True), (None, (), True), (0.95, (1,), False)])
+def test_the_interval_of_rehearsed_kinds_is_asked_to_be_neither_narrow_nor_wide(coverage, covered, short, monkeypatch):
+    cell = {"flagged": {"fgsm": 3}, "inside": {"fgsm": coverage}, "coverage": coverage, "campaigns": 0, "held": None}
+    monkeypatch.setattr(detection, "kept", lambda *_: cell)
+    report = Report(SimpleNamespace(seed=0, quick=False), "a test")
+    of = SimpleNamespace(name="digits", slug="digits", covered=covered)
+    detection.seen(report, of, None, "", SimpleNamespace(seed=0))
+    assert len(report.shortfalls) == short and all("not 0.87 to 0.93" in one for one in report.shortfalls)
+    assert report.figures["seen"] == [{"champion": "digits", **cell}]
 
 
 GOOD = {"accuracy": 0.4, "auroc": 0.995, "at_1_percent": 0.96, "estimate": 1.0, "matched": 1.0,

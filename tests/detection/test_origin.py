@@ -135,8 +135,7 @@ def test_a_group_is_judged_by_its_own_odds(digits, digits_model, detector, evide
     rows = torch.cat([weak, strong])
     own, best = parted.reader.strongest(rows[:, :PIXELS])
     assert len(weak) == 40 and (own >= 40).float().mean() > 0.9 and len(own) >= 16
-    _, _, high = parted.reader.bounds(best.centre[0], best.spread[0], best.coarse, 0, best.n, 1.0,
-                                    MARGIN)
+    _, _, high = parted.reader.bounds(best.centre[0], best.spread[0], best.coarse, 0, best.n, 1.0, MARGIN)
     assert parted.campaign(rows).high == pytest.approx(high.item(), rel=1e-4)
 
 
