@@ -14,6 +14,7 @@ from redoubt.detection.strength import CONTAMINATION, HARMLESS, NORM_RISK, Rehea
 DRAWS = 4       # campaigns from each block
 NEVER = 1000.0  # standard deviations; for a norm of which no block can be judged. JSON has no infinity
 SHARE = 0.25    # of a block that a part must hold: 4 of 16 inputs, which scatter more than the 16 asked for in service
+REST = 0.4      # of a block that a part must leave to be held against that: 7 of 16; in service it is 22 of 64
 
 
 @torch.no_grad()
@@ -87,9 +88,17 @@ def _largest_excess(net: StrengthNet, rows: Tensor, head: Tensor, levels: int) -
     order, parts = _parts(rows, centre[..., 0])
     scattered = scatter(centre[..., 0], widen(spread)[..., 0], levels).gather(1, order)
     single = centre[..., 0].gather(1, order)
-    whole = _read(net, rows.mean(1), torch.full_like(head, rows.shape[1]).float(), head)[0][:, 0]
-    groups = [(_read(net, mean, size.float(), head)[0][:, 0], size) for mean, size in parts]
-    found = [excess(group, whole, single, scattered, size) for group, size in groups]
+
+    def strength(mean: Tensor, size: Tensor) -> Tensor:
+        return _read(net, mean, size.float(), head)[0][:, 0]
+
+    n, mean_of_all = rows.shape[1], rows.mean(1)
+    whole, found = strength(mean_of_all, torch.full_like(head, n)), []
+    for mean, size in parts:
+        left = (n - size).clamp_min(1)
+        rest = strength((n * mean_of_all - size.unsqueeze(1) * mean) / left.unsqueeze(1), left)
+        base = torch.where(left >= REST * n, rest, whole)
+        found.append(excess(strength(mean, size), base, single, scattered, size))
     return torch.stack(found).amax(0).clamp_min(0)
 
 

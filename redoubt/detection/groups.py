@@ -16,6 +16,7 @@ from torch import Tensor
 
 LEAST = 16      # inputs in a group, so that its norm can be told
 SHARE = 0.18    # of the campaign that a group must hold, what is unlike it apart: 15 % may be false positives
+REST = 1 / 3    # of the campaign that a group must leave, and as many as make one, to be held against these
 CUTS = 4        # candidates, each inside the one before
 UNLIKE = 3      # fewer than one input in so many of a group may be none of it
 WILD = 1.5      # times as much as one of the whole may one input of a group scatter
@@ -63,14 +64,14 @@ def upper_means(rows: Tensor, sizes: list[Tensor]) -> list[Tensor]:
     return [sums[at, size - 1] / size.unsqueeze(1) for size in sizes]
 
 
-def near(single: Tensor, group: Tensor, whole: Tensor) -> Tensor:
-    """Which inputs read at least half as far above the whole as the group does: ln(epsilon) of any shapes that
+def near(single: Tensor, group: Tensor, base: Tensor) -> Tensor:
+    """Which inputs read at least half as far above the base as the group does: ln(epsilon) of any shapes that
     broadcast, to bool."""
-    return single - whole >= 0.5 * (group - whole)
+    return single - base >= 0.5 * (group - base)
 
 
-def excess(group: Tensor, whole: Tensor, single: Tensor, scatter: Tensor, size: Tensor) -> Tensor:
-    """By how much groups read stronger than the whole, in units of what one input scatters: [B].
+def excess(group: Tensor, base: Tensor, single: Tensor, scatter: Tensor, size: Tensor) -> Tensor:
+    """By how much groups read stronger than what they are held against, in units of what one input scatters: [B].
 
     What one of the group scatters, since an attack by itself would scatter like that, and the typical one of weak and
     strong inputs together is either; but at most `WILD` times what one of the whole does, or who makes half of his
@@ -78,13 +79,13 @@ def excess(group: Tensor, whole: Tensor, single: Tensor, scatter: Tensor, size: 
     not `near` has no excess.
 
     Args:
-        group, whole: ln(epsilon) in Linf, which orders inputs in either norm, pooled, [B].
+        group, base: ln(epsilon) in Linf, which orders inputs in either norm, pooled, [B].
         single, scatter: the same of each input and its standard deviation, in the order of the groups, [B, n].
         size: inputs in each group, the first so many, [B].
     """
     outside = torch.arange(single.shape[1], device=single.device) >= size.unsqueeze(1)
-    unlike = (~near(single, group.unsqueeze(1), whole.unsqueeze(1)) & ~outside).sum(1)
+    unlike = (~near(single, group.unsqueeze(1), base.unsqueeze(1)) & ~outside).sum(1)
     typical = torch.minimum(group, single.masked_fill(outside, torch.nan).nanmedian(1).values)
     unit = scatter.masked_fill(outside, torch.nan).nanmedian(1).values
     unit = torch.minimum(unit, WILD * scatter.median(1).values)
-    return ((typical - whole) / unit).masked_fill(UNLIKE * unlike >= size, 0.0)
+    return ((typical - base) / unit).masked_fill(UNLIKE * unlike >= size, 0.0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from redoubt.detection.bounds import ANY, LEVELS, OWN, SIZES, grain, scaled, scaled_error, scaled_single
-from redoubt.detection.groups import SHARE, excess, least, near, nested, upper_means
+from redoubt.detection.groups import REST, SHARE, excess, least, near, nested, upper_means
 from redoubt.detection.networks import COARSENESS, NORMS, StrengthNet, scatter, widen
 from redoubt.detection.settings import Settings
 from redoubt.detection.witness import midmean
@@ -84,13 +84,15 @@ class Reader:
         best, own, single = whole, None, centre[order, 0].unsqueeze(0)
         scattered = scatter(single, widen(spread[order, 0]), self.settings.levels)
         for group in groups:
-            size = torch.tensor([group.n], device=single.device)
-            over = excess(group.centre[:1], best.centre[:1], single, scattered, size).item()
+            size, left = torch.tensor([group.n], device=single.device), best.n - group.n
+            rest = evidence[order[group.n : best.n]]
+            base = self.pooled(rest.mean(0), left) if left >= max(smallest, REST * best.n) else best
+            over = excess(group.centre[:1], base.centre[:1], single, scattered, size).item()
             if group.harmless or over <= self.settings.apart[whole.norm]:
                 continue
             # Decoys that fill it up are not of it; what is left must be more than false alarms may be.
             rows = order[: group.n]
-            rows = rows[near(centre[rows, 0], group.centre[0], whole.centre[0])]
+            rows = rows[near(centre[rows, 0], group.centre[0], base.centre[0])]
             if len(rows) >= SHARE * len(evidence):
                 best, own = group, rows
         if own is None:

@@ -87,6 +87,33 @@ def test_decoys_inside_a_group_are_not_read_with_it(digits_detector, seen, stron
     assert strength.estimate == pytest.approx(pooled(digits_detector, attack), rel=0.002)
 
 
+@pytest.mark.parametrize("decoy", ["fgsm", "pgd"])
+@pytest.mark.parametrize("strong", [28, 32, 36, 40])
+def test_halves_of_a_campaign_are_told_apart(digits_detector, seen, decoy, strong):
+    """A mean over both reads much as the stronger half does: that is held against the other."""
+    found = []
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        parts = [part[torch.randperm(len(part), generator=generator)[:count]]
+                 for part, count in ((seen[decoy, 0.2], 64 - strong), (seen["pgd", STRONG], strong))]
+        rows, _ = digits_detector.reader.strongest(torch.cat(parts)[:, :PIXELS])
+        found.append(((rows >= 64 - strong).sum() / strong).item() if len(rows) <= strong + 3 else 0.0)
+    assert min(found) > 0.75 and sum(found) > 9.5
+
+
+def test_a_group_that_leaves_little_is_held_against_the_whole(digits_detector, seen, monkeypatch):
+    """Of 64 inputs 22 and more speak for themselves; of fewer the lowest of one kind would."""
+    held = []
+    monkeypatch.setattr("redoubt.detection.reading.excess", lambda group, base, *_: held.append(base) or torch.zeros(1))
+    for strong in (42, 43):
+        evidence = torch.cat([seen["fgsm", WEAK][: 64 - strong], seen["pgd", STRONG][:strong]])[:, :PIXELS]
+        rest, whole = (digits_detector.reader.pooled(part.mean(0), len(part)).centre[:1]
+                       for part in (evidence[: 64 - strong], evidence))
+        held.clear()
+        digits_detector.reader.strongest(evidence)
+        torch.testing.assert_close(held[0], rest if strong == 42 else whole)
+
+
 def test_a_group_keeps_its_norm_when_decoys_leave_it(digits_detector, seen):
     detector = altered(digits_detector, l2_logit=-100.0, apart=digits_detector.settings.apart[:1] * 2)
     evidence = torch.cat([seen["fgsm", WEAK][:52], seen["pgd", STRONG][:12]])
