@@ -36,7 +36,7 @@ ENOUGH = 2000        # pictures to rehearse on; `further` ones make up for what 
 _MORE_CLEAN = 10_000   # further clean pictures to learn from, at most
 _MEMORY = 400e6      # bytes for rehearsed pictures, and as many for harmless ones
 _LARGE = 2_000_000   # weights; beyond this each gradient on a CPU costs tens of milliseconds
-_FRESH = 16          # for so many attack blocks one is made of calibration pictures, to learn probabilities from
+_FRESH, _FEW = 5, 4   # for so many attack blocks one is made of calibration pictures, of so many of them
 _SPREAD = 4          # times as many fixed patterns are learned from as calibrated with, in as many questions
 _PART = 256          # pictures sketched at a time
 _WINNERS, _LOOKS = 8, 4   # harmless changes that win most are tried again, so many times
@@ -162,8 +162,9 @@ def fit(
     held_out, labels = (part.to(device) for part in calibration)
     passed = judge(held_out)
     threshold, null_rate = conformal_threshold(passed, fpr)
-    few = _plans(max(2 * len(KINDS), config.blocks // _FRESH), ranges)
-    fresh = practise(held_out, labels, plans=few, asks=False, seed=seed + 13)
+    # Inputs of one attack err alike: many attacks on few pictures each tell more than few on many.
+    few = _plans(max(8 * len(KINDS), config.blocks // _FRESH), ranges)
+    fresh = practise(held_out, labels, plans=few, size=_FEW, asks=False, seed=seed + 13)
     new = fresh.examples()
     chances = calibrate_probability(passed - threshold, scores(scorer, new) - threshold, new.weight)
     report("scorer")

@@ -247,6 +247,8 @@ def test_the_interval_of_single_inputs_is_set_on_calibration_pictures(digits, di
     detector = fit(digits_model, digits.tensors("detector_fit"), x, levels=16, config=small)
     fresh, flagged, found = seen
     assert fresh.rows.max() < len(x[0]) and detector.settings.single == found
+    # Inputs of one attack err alike, so attacks are many and small.
+    assert fresh.real.shape[1] <= 4 and (fresh.norm == 0).sum() >= 80
     rows = flagged & (fresh.telling & (fresh.norm == 0)).unsqueeze(1)
     verdicts = detector.assess(fresh.attacked.x.float())
     true = fresh.log_epsilon.exp().unsqueeze(1).expand_as(rows)[rows]

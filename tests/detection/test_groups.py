@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmarks.common import Report
+from benchmarks.steering import grouped
 from redoubt.attacks import fgsm, on_lattice, pgd
 from redoubt.detection import Detector, decide, match
 from redoubt.detection.benign import benign
@@ -215,3 +218,14 @@ def test_excess_is_in_units_of_the_group_and_none_where_the_group_is_mixed():
     near, far = (excess(group[:1], whole[:1], torch.tensor([[0.9, 0.9, 0.4 + part, 0.0]]), scatter[:1, :4], size[:1])
                  for part in (0.26, 0.24))
     assert near > 0 and far == 0
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_the_benchmark_names_groups_that_are_not_answered(digits_detector, seen, blind):
+    detector = altered(digits_detector, apart=[NEVER, NEVER]) if blind else digits_detector
+    parts = {"PGD-20": seen["pgd", STRONG], "FGSM": seen["fgsm", WEAK]}
+    scene = SimpleNamespace(loaded=SimpleNamespace(detector=detector), flagged=lambda name, epsilon, part: parts[name])
+    report = Report(SimpleNamespace(seed=0, quick=True, json=None, check=True), "groups")
+    grouped(report, scene, 3)
+    assert any(line.startswith("14 of 64 inputs at 0.2 among others at 0.05: ") for line in report.shortfalls) is blind
+    assert blind or not report.shortfalls
