@@ -24,6 +24,7 @@ from redoubt.detection.bounds import SIZES
 from redoubt.detection.detector import Detector
 from redoubt.detection.features import feature_count
 from redoubt.detection.networks import Scorer, StrengthNet
+from redoubt.detection.scoring import doubt
 from redoubt.detection.settings import Settings
 from redoubt.detection.witness import Witness
 from redoubt.models import Architecture, build
@@ -90,15 +91,18 @@ class Running:
 
 
 def random_version(folder: Path, architecture: str, channels: int, size: int, seed: int) -> Bundle:
-    """A version with random weights and a random detector that flags nothing: for figures of speed of clean traffic,
-    where what a model has learned does not matter."""
+    """A version with random weights and a random detector that flags nothing, and doubts as many random pictures as a
+    fitted one doubts clean ones: for figures of speed of clean traffic, where what a model has learned does not matter.
+    """
     torch.manual_seed(seed)
     shape = Architecture(
         name=architecture, num_classes=10, channels=channels, size=size, mean=(0.3,) * channels, std=(0.4,) * channels
     )
     model = build(shape).eval()
     write_bundle(folder, model, classes=[str(n) for n in range(10)], threats=())
-    Detector(model, Scorer(channels), StrengthNet(feature_count(channels)), Witness(), Settings(
+    scorer = Scorer(channels).eval()
+    doubt(scorer, model, torch.rand(500, channels, size, size))
+    Detector(model, scorer, StrengthNet(feature_count(channels)), Witness(), Settings(
         channels=channels, levels=255, fpr=0.01, threshold=1e3, null_rate=0.02, calibrated_on=1000,
         chances=[1.0, 1.0, 0.0], l2_logit=0.0, harmless_logit=0.0, attack_logit=0.0, apart=[1.0, 1.0],
         quantiles=[[[[[-2.0, 2.0]] * 2] * len(SIZES)] * 2] * 2, single=[[-1.0, 1.0]] * 2, own_odds=[0.0, 0.0],

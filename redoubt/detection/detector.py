@@ -37,7 +37,7 @@ from redoubt.detection.verdicts import Strength, Verdicts
 from redoubt.detection.witness import RISK, RISK_AGAINST, Budget, Witness, bet
 from redoubt.errors import ArtifactError, InvalidInput
 
-FORMAT = 17
+FORMAT = 18
 WEIGHTS, CARD = "detector.safetensors", "detector.json"
 _CHUNK = 512   # inputs looked at in one go, which bounds the memory that they take
 

@@ -24,7 +24,7 @@ from redoubt.detection.networks import COARSENESS
 from redoubt.detection.pattern import common, sketch
 from redoubt.detection.probability import calibrate_probability
 from redoubt.detection.rehearsal import KINDS, OWN_KINDS, TELLING, Rehearsal, rehearse_all
-from redoubt.detection.scoring import CLEAN, Examples, conformal_threshold, fit_scorer, harmless, score, scores
+from redoubt.detection.scoring import CLEAN, Examples, conformal_threshold, doubt, fit_scorer, harmless, score, scores
 from redoubt.detection.settings import Settings
 from redoubt.detection.strength import ENOUGH_FLAGGED
 from redoubt.detection.strength_learning import LearnedStrength, learn_strength
@@ -160,6 +160,7 @@ def fit(
     scorer = fit_scorer(rehearsal.weighed, [changed, *more], changes.pairs, seed=seed, steps=config.score_steps)
     judge = partial(score, scorer, twin)
     held_out, labels = (part.to(device) for part in calibration)
+    doubt(scorer, twin, held_out)
     passed = judge(held_out)
     threshold, null_rate = conformal_threshold(passed, fpr)
     # Inputs of one attack err alike: many attacks on few pictures each tell more than few on many.

@@ -27,8 +27,13 @@ SPREAD_FLOOR = 0.02   # no estimate of ln(epsilon) is trusted beyond this
 class Scorer(nn.Module):
     """A picture and how sure the classifier is of it to one logit, above the threshold for an attack.
 
-    Three strided convolutions over what local differences leave of the picture, pooled over places. Any size of picture
-    will do.
+    Three strided convolutions over what local differences leave of the picture, pooled over places. Any size of square
+    picture will do.
+
+    Buffers:
+        doubt: a logit. What exceeds it at first sight is looked at from three more sides, and gets the mean of the
+            four: which way round a change lies says nothing of what it is, but one look errs by more.
+        mean, scale: of the `certainty` that it learned from, [CERTAINTY].
     """
 
     def __init__(self, channels: int, width: int = 24):
@@ -36,6 +41,7 @@ class Scorer(nn.Module):
         sizes = ((3 * channels, width, 4), (width, 2 * width, 3), (2 * width, 2 * width, 3))
         self.layers = nn.ModuleList(nn.Conv2d(less, more, side, 2, 1) for less, more, side in sizes)
         self.norms: list[nn.Module] = [nn.Identity()] * len(sizes)
+        self.register_buffer("doubt", torch.tensor(math.inf))
         self.register_buffer("mean", torch.zeros(CERTAINTY))
         self.register_buffer("scale", torch.ones(CERTAINTY))
         self.head = nn.Sequential(nn.Linear(4 * width + CERTAINTY, 48), nn.GELU(), nn.Linear(48, 1))
@@ -43,10 +49,21 @@ class Scorer(nn.Module):
 
     def forward(self, x: Tensor, sure: Tensor) -> Tensor:
         """Pictures [N, C, S, S] in [0, 1] and their `certainty` [N, CERTAINTY] to logits [N]."""
-        hidden = _maps(x)
+        maps, sure = _maps(x), ((sure - self.mean) / self.scale).clamp(-4, 4)
+        logit = self._look(maps, sure)
+        rows = (logit > self.doubt).nonzero()[:, 0]
+        if len(rows) == 0:
+            return logit
+        upright = maps[rows]
+        turned = upright.flip((2, 3))
+        sides = torch.cat([turned, upright.transpose(2, 3), turned.transpose(2, 3)])
+        further = self._look(sides.contiguous(memory_format=torch.channels_last), sure[rows].repeat(3, 1))
+        return logit.index_add(0, rows, (further.view(3, -1) - logit[rows]).sum(0) / 4)
+
+    def _look(self, hidden: Tensor, sure: Tensor) -> Tensor:
+        """Maps [N, 3 C, S, S] and scaled certainty [N, CERTAINTY] to logits [N]."""
         for layer, norm in zip(self.layers, self.norms, strict=True):
             hidden = norm(layer(hidden)).relu()
-        sure = ((sure - self.mean) / self.scale).clamp(-4, 4)
         return self.head(torch.cat([hidden.mean((2, 3)), hidden.amax((2, 3)), sure], 1))[:, 0]
 
     def normalised(self) -> list[nn.Module]:

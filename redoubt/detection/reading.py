@@ -14,7 +14,8 @@ from redoubt.detection.settings import Settings
 from redoubt.detection.witness import midmean
 
 FEW_LEVELS = 64     # 8-bit budgets are whole levels, or many; half a level of 16 is a sixth of 0.2
-MARGIN = 0.05       # of ln(epsilon), on top of upper bounds: no attack is quite as rehearsed
+MARGIN = 0.05       # of ln(epsilon), on top of upper bounds: no attack is quite as rehearsed;
+ELSEWHERE = 0.03    # and so much more for one that the model says went along another gradient than its own
 NORM_MINIMUM = 16   # with fewer inputs neither L2 nor harmless changes are told from Linf
 
 
@@ -119,16 +120,17 @@ class Reader:
             shared: whether most of them carry one pattern.
 
         Returns:
-            How surely it went along the gradient, from 0 to 1, and what its upper bound is given on top. The first is 0
-            where fewer than half were asked about, and where rehearsed attacks were not told apart; both are of fewer
-            than 16 inputs.
+            How surely it went along the gradient, from 0 to 1, and what its upper bound is given on top, which is more
+            the surer the model is that it did not. The first is 0 where fewer than half were asked about, and where
+            rehearsed attacks were not told apart; both are of fewer than 16 inputs.
         """
         asked, (least, most) = odds[odds != 0], self.settings.own_odds
         if len(odds) < NORM_MINIMUM:
             return 0.0, 0.0
         if shared or len(asked) < max(NORM_MINIMUM, len(odds) / 2) or most <= least:
             return 0.0, MARGIN
-        return min(max((midmean(asked) - least) / (most - least), 0.0), 1.0), MARGIN
+        own = min(max((midmean(asked) - least) / (most - least), 0.0), 1.0)
+        return own, MARGIN + (1 - own) * ELSEWHERE
 
     def bounds(
         self, centre: Tensor, spread: Tensor, coarse: Tensor, norm: int, n: int, own: float = 0.0, extra: float = 0.0,

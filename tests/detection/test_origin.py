@@ -13,7 +13,7 @@ from redoubt.detection import Detector
 from redoubt.detection.bounds import ANY, FLOORS, LEVELS, OWN, SINGLE_FLOOR, SIZES, narrowed
 from redoubt.detection.fit import _own_odds
 from redoubt.detection.networks import DETAIL, ODDS, PIXELS, SKETCH
-from redoubt.detection.reading import MARGIN
+from redoubt.detection.reading import ELSEWHERE, MARGIN
 from redoubt.detection.rehearsal import KINDS, OWN_KINDS, TELLING
 from redoubt.threat import ThreatModel
 
@@ -40,22 +40,23 @@ def evidence(digits, digits_model, detector) -> torch.Tensor:
     return rows
 
 
-@pytest.mark.parametrize(("odds", "asked", "quantile"), [
-    (-1.0, N, 3.0), (0.2, N, 3.0),   # no sign of it
-    (0.7, N, 2.0), (0.45, N, 2.5),   # between
-    (1.2, N, 1.0), (4.0, N, 1.0),    # surely
-    (1.2, 32, 1.0), (-1.0, 32, 3.0),   # those that were not asked do not count
-    (1.2, 31, 3.0), (-1.0, 31, 3.0), (1.2, 0, 3.0),   # fewer than half do not tell
+@pytest.mark.parametrize(("odds", "asked", "quantile", "elsewhere"), [
+    (-1.0, N, 3.0, 1.0), (0.2, N, 3.0, 1.0),     # surely along another gradient
+    (0.7, N, 2.0, 0.5), (0.45, N, 2.5, 0.75),    # between
+    (1.2, N, 1.0, 0.0), (4.0, N, 1.0, 0.0),      # surely along this model's
+    (1.2, 32, 1.0, 0.0), (-1.0, 32, 3.0, 1.0),   # those that were not asked do not count
+    (1.2, 31, 3.0, 0.0), (-1.0, 31, 3.0, 0.0), (1.2, 0, 3.0, 0.0),   # fewer than half do not tell
 ])
-def test_the_upper_bound_follows_the_models_evidence(detector, evidence, odds, asked, quantile):
+def test_the_upper_bound_follows_the_models_evidence(detector, evidence, odds, asked, quantile, elsewhere):
     rows = evidence.clone()
     rows[:, ODDS] = 0.0
     rows[:asked, ODDS] = odds
     found = detector.campaign(rows)
     _, spread, _ = detector.strength_net.read(rows[:, :PIXELS].mean(0, keepdim=True), torch.tensor([float(N)]))
     lower, upper = ((spread[0, 0].square() + floor**2).sqrt().item() for floor in (FLOORS[0], FLOORS[-1]))
-    raised = MARGIN / 2 * (quantile - 1) / 2   # the estimate of what went another way
-    assert math.log(found.high / found.estimate) == pytest.approx(quantile * upper + MARGIN - raised, rel=1e-3)
+    extra = MARGIN + elsewhere * ELSEWHERE
+    raised = extra / 2 * (quantile - 1) / 2   # the estimate of what went another way
+    assert math.log(found.high / found.estimate) == pytest.approx(quantile * upper + extra - raised, rel=1e-3)
     assert math.log(found.low / found.estimate) == pytest.approx(-2 * lower - raised, rel=1e-3)   # of all kinds, always
 
 
