@@ -101,7 +101,7 @@ def random_version(folder: Path, architecture: str, channels: int, size: int, se
     model = build(shape).eval()
     write_bundle(folder, model, classes=[str(n) for n in range(10)], threats=())
     scorer = Scorer(channels).eval()
-    doubt(scorer, model, torch.rand(500, channels, size, size))
+    doubt(scorer, model, torch.rand(1000, channels, size, size), 0.01)
     Detector(model, scorer, StrengthNet(feature_count(channels)), Witness(), Settings(
         channels=channels, levels=255, fpr=0.01, threshold=1e3, null_rate=0.02, calibrated_on=1000,
         chances=[1.0, 1.0, 0.0], l2_logit=0.0, harmless_logit=0.0, attack_logit=0.0, apart=[1.0, 1.0],

@@ -224,6 +224,9 @@ class Detector:
                                     "pipeline again, or fit the detector again")
             settings = Settings(**card)
             weights = load_file(folder / WEIGHTS)
+            if unset := sorted(name for name, value in weights.items() if value.isnan().any()):
+                raise ArtifactError(f"{folder / WEIGHTS}: {', '.join(unset)} holds values that are no numbers: fit the "
+                                    "detector again")
             count = feature_count(settings.channels)
             nets = {"scorer": Scorer(settings.channels), "strength": StrengthNet(count), "witness": Witness()}
             for name, net in nets.items():

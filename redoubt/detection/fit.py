@@ -160,7 +160,7 @@ def fit(
     scorer = fit_scorer(rehearsal.weighed, [changed, *more], changes.pairs, seed=seed, steps=config.score_steps)
     judge = partial(score, scorer, twin)
     held_out, labels = (part.to(device) for part in calibration)
-    doubt(scorer, twin, held_out)
+    doubt(scorer, twin, held_out, fpr)
     passed = judge(held_out)
     threshold, null_rate = conformal_threshold(passed, fpr)
     # Inputs of one attack err alike: many attacks on few pictures each tell more than few on many.

@@ -22,6 +22,7 @@ NORMS = ("Linf", "L2")   # the order of the strength network's outputs
 LOGITS = 3   # of the strength network: that the norm is L2, that the changes are harmless, that they are coarse
 COARSENESS = 2   # which of them is the last
 SPREAD_FLOOR = 0.02   # no estimate of ln(epsilon) is trusted beyond this
+_AGAIN = 64   # pictures looked at again in one go, which bounds the memory that they take
 
 
 class Scorer(nn.Module):
@@ -51,14 +52,13 @@ class Scorer(nn.Module):
         """Pictures [N, C, S, S] in [0, 1] and their `certainty` [N, CERTAINTY] to logits [N]."""
         maps, sure = _maps(x), ((sure - self.mean) / self.scale).clamp(-4, 4)
         logit = self._look(maps, sure)
-        rows = (logit > self.doubt).nonzero()[:, 0]
-        if len(rows) == 0:
-            return logit
-        upright = maps[rows]
-        turned = upright.flip((2, 3))
-        sides = torch.cat([turned, upright.transpose(2, 3), turned.transpose(2, 3)])
-        further = self._look(sides.contiguous(memory_format=torch.channels_last), sure[rows].repeat(3, 1))
-        return logit.index_add(0, rows, (further.view(3, -1) - logit[rows]).sum(0) / 4)
+        for rows in (logit > self.doubt).nonzero()[:, 0].split(_AGAIN):
+            upright = maps[rows]
+            turned = upright.flip((2, 3))
+            looks = [self._look(side.contiguous(memory_format=torch.channels_last), sure[rows])
+                     for side in (turned, upright.transpose(2, 3), turned.transpose(2, 3))]
+            logit = logit.index_copy(0, rows, torch.stack([logit[rows], *looks]).mean(0))
+        return logit
 
     def _look(self, hidden: Tensor, sure: Tensor) -> Tensor:
         """Maps [N, 3 C, S, S] and scaled certainty [N, CERTAINTY] to logits [N]."""

@@ -14,8 +14,8 @@ from redoubt.detection.settings import Settings
 from redoubt.detection.witness import midmean
 
 FEW_LEVELS = 64     # 8-bit budgets are whole levels, or many; half a level of 16 is a sixth of 0.2
-MARGIN = 0.05       # of ln(epsilon), on top of upper bounds: no attack is quite as rehearsed;
-ELSEWHERE = 0.03    # and so much more for one that the model says went along another gradient than its own
+MARGIN = 0.05       # of ln(epsilon), on top of every upper bound: no attack is quite as rehearsed;
+ELSEWHERE = 0.03    # and so much more where the model says that it went another way than along its own gradient
 NORM_MINIMUM = 16   # with fewer inputs neither L2 nor harmless changes are told from Linf
 
 
@@ -121,13 +121,14 @@ class Reader:
 
         Returns:
             How surely it went along the gradient, from 0 to 1, and what its upper bound is given on top, which is more
-            the surer the model is that it did not. The first is 0 where fewer than half were asked about, and where
-            rehearsed attacks were not told apart; both are of fewer than 16 inputs.
+            the surer the model is that it did not. The first is 0 where fewer than 16 were asked about, one pattern is
+            shared or rehearsed attacks were not told apart, and then nothing comes on top of the margin; both are 0 of
+            fewer than 16 inputs.
         """
         asked, (least, most) = odds[odds != 0], self.settings.own_odds
         if len(odds) < NORM_MINIMUM:
             return 0.0, 0.0
-        if shared or len(asked) < max(NORM_MINIMUM, len(odds) / 2) or most <= least:
+        if shared or len(asked) < NORM_MINIMUM or most <= least:
             return 0.0, MARGIN
         own = min(max((midmean(asked) - least) / (most - least), 0.0), 1.0)
         return own, MARGIN + (1 - own) * ELSEWHERE

@@ -15,7 +15,7 @@ from redoubt.detection.networks import Scorer, certainty
 
 CONFIDENCE = 0.99    # of the bound of the realised false-positive rate
 CLEAN, FLOAT, CHANGED, RANDOM = 4.0, 1.0, 0.3, 0.01   # what one picture of each sort weighs
-DOUBTED = 0.2        # of clean pictures are looked at from more than one side
+DOUBTED = 0.2        # of clean pictures, and twice those that may be flagged, are looked at from more than one side
 NEAR = 0.5           # the same of one that lies just across a boundary, where an attack weighs 1
 _STRUCTURED = ("stripes", "coarse")   # noise with the texture of black-box search: scored as it comes
 _RATE, _DECAY = 3e-3, 0.05
@@ -155,9 +155,17 @@ def _turned(x: Tensor, generator: torch.Generator) -> Tensor:
     return x.flip([axis for axis, turn in ((3, mirrored), (2, upside_down)) if turn])
 
 
-def doubt(scorer: Scorer, model: nn.Module, clean: Tensor) -> None:
-    """Have the scorer look again at `DOUBTED` of such clean pictures [N, C, S, S], those that it likes least."""
-    scorer.doubt.copy_(score(scorer, model, clean).quantile(1 - DOUBTED))
+def doubt(scorer: Scorer, model: nn.Module, clean: Tensor, fpr: float) -> None:
+    """Have the scorer look again at `DOUBTED` of such clean pictures, those that score highest.
+
+    A threshold may be set on the same pictures afterwards: the line is one quantile of all of them, and a fresh picture
+    among them would have moved it by a rank at most.
+
+    Args:
+        clean: pictures that nothing was learned from, [N, C, S, S].
+        fpr: share of clean pictures that may be flagged, below 0.5; at least twice as many are looked at again.
+    """
+    scorer.doubt.copy_(score(scorer, model, clean).quantile(1 - max(DOUBTED, 2 * fpr)))
 
 
 def conformal_threshold(scores: Tensor, fpr: float) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from redoubt.attacks import fgsm, on_lattice, pgd
@@ -167,8 +168,14 @@ def _of_which(name, part, folder):
     (folder / "detector.json").write_text(json.dumps(card | {name: card[name][part]}))
 
 
+def _unset(name, folder):
+    file = folder / "detector.safetensors"
+    save_file({key: value * (math.nan if key == name else 1) for key, value in load_file(file).items()}, file)
+
+
 @pytest.mark.parametrize("damage", [
     _drop, _garble, _old, _short,
+    pytest.param(partial(_unset, "scorer.doubt"), id="a doubt that is no number"),
     pytest.param(partial(_of_which, "quantiles", 0), id="one table without the axis"),
     pytest.param(partial(_of_which, "quantiles", slice(1)), id="one table"),
     pytest.param(partial(_of_which, "single", slice(1)), id="one grain of single inputs"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from redoubt.detection.networks import CERTAINTY, Scorer
-from redoubt.detection.scoring import DOUBTED, _turned, score
+from redoubt.detection.scoring import DOUBTED, _turned, conformal_threshold, doubt, score
 
 
 @pytest.mark.parametrize(("channels", "ways"), [(1, 8), (3, 48)])
@@ -50,10 +50,33 @@ def test_only_what_is_doubted_is_looked_at_again():
     assert doubted.any() and torch.equal(changed, doubted)
 
 
-def test_a_fifth_of_clean_pictures_is_doubted(digits, digits_detector):
+@pytest.mark.parametrize(("fpr", "share"), [(None, DOUBTED), (0.01, DOUBTED), (0.1, DOUBTED), (0.3, 0.6)])
+def test_a_fifth_of_clean_pictures_is_doubted_and_twice_those_that_may_be_flagged(digits, digits_detector, fpr, share):
     x, _ = digits.tensors("calibration")
-    looked = score(digits_detector.scorer, digits_detector.model, x)
+    scorer, model = copy.deepcopy(digits_detector.scorer), digits_detector.model
+    if fpr is not None:   # else as fitted
+        scorer.doubt.fill_(math.inf)
+        doubt(scorer, model, x, fpr)
+    looked = score(scorer, model, x)
+    scorer.doubt.fill_(math.inf)
+    assert abs((score(scorer, model, x) != looked).float().mean().item() - share) < 0.02
+
+
+def test_the_threshold_is_set_on_second_looks(digits, digits_detector):
+    x, _ = digits.tensors("calibration")
+    threshold, _ = conformal_threshold(score(digits_detector.scorer, digits_detector.model, x), 0.01)
+    assert threshold == pytest.approx(digits_detector.settings.threshold, abs=1e-5)
     once = copy.deepcopy(digits_detector.scorer)
     once.doubt.fill_(math.inf)
-    again = (score(once, digits_detector.model, x) != looked).float().mean().item()
-    assert abs(again - DOUBTED) < 0.02
+    assert conformal_threshold(score(once, digits_detector.model, x), 0.01)[0] != pytest.approx(threshold, abs=1e-3)
+
+
+def test_many_doubtful_pictures_take_no_more_memory_at_once_and_any_shape_will_do():
+    again, x, sure = _scorer(-math.inf)
+    many = torch.cat([x, x, x, x])[:, :, :, :10], torch.cat([sure] * 4)
+    held = []
+    hook = again.layers[0].register_forward_hook(lambda layer, given, out: held.append(len(given[0])))
+    logit = again(*many)
+    hook.remove()
+    assert held[0] == len(logit) == 160 and max(held[1:]) <= 64 and sum(held[1:]) == 3 * 160
+    assert torch.allclose(again(many[0][:40], sure), logit[120:], atol=1e-6)

@@ -73,7 +73,7 @@ def test_attacks_bear_witness_and_noise_does_not(digits, digits_model, digits_de
 
 
 def test_attacks_along_the_gradient_are_told_from_others(digits, digits_model, digits_detector):
-    """By what was rehearsed, and have an upper bound of their own; from elsewhere and from who knows where is one."""
+    """By what was rehearsed, and have an upper bound of their own; from elsewhere it is higher than from who knows."""
     verdicts = digits_detector.assess(sent(digits, digits_model, "pgd", 0.2))
     evidence = verdicts.evidence[verdicts.is_adversarial][:64]
     evidence[:, DETAIL:] = 0.0   # nothing in common
@@ -82,9 +82,9 @@ def test_attacks_along_the_gradient_are_told_from_others(digits, digits_model, d
     unasked, elsewhere = evidence.clone(), evidence.clone()
     unasked[:, ODDS], elsewhere[:, ODDS] = 0.0, least - 0.1
     asked, alone, strange = (digits_detector.campaign(part) for part in (evidence, unasked, elsewhere))
-    assert asked.low == alone.low == strange.low and asked.high <= alone.high == strange.high
+    assert asked.low == alone.low == strange.low and asked.high <= alone.high < strange.high
     every, own = torch.tensor(digits_detector.settings.quantiles)
-    assert (own[0, ..., 1] < every[0, ..., 1]).any() and torch.equal(own[..., 0], every[..., 0])
+    assert (own[0, ..., 1] <= every[0, ..., 1]).all() and torch.equal(own[..., 0], every[..., 0])
 
 
 def test_patterns_to_calibrate_with_are_not_those_learned_from(digits, digits_detector, watched, small):
