@@ -52,7 +52,8 @@ class Scorer(nn.Module):
         """Pictures [N, C, S, S] in [0, 1] and their `certainty` [N, CERTAINTY] to logits [N]."""
         maps, sure = _maps(x), ((sure - self.mean) / self.scale).clamp(-4, 4)
         logit = self._look(maps, sure)
-        for rows in (logit > self.doubt).nonzero()[:, 0].split(_AGAIN):
+        doubted = (logit > self.doubt).nonzero()[:, 0]
+        for rows in doubted.split(_AGAIN) if len(doubted) else ():   # of nothing, split makes one part
             upright = maps[rows]
             turned = upright.flip((2, 3))
             looks = [self._look(side.contiguous(memory_format=torch.channels_last), sure[rows])

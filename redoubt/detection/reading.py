@@ -14,7 +14,7 @@ from redoubt.detection.settings import Settings
 from redoubt.detection.witness import midmean
 
 FEW_LEVELS = 64     # 8-bit budgets are whole levels, or many; half a level of 16 is a sixth of 0.2
-MARGIN = 0.05       # of ln(epsilon), on top of every upper bound: no attack is quite as rehearsed;
+MARGIN = 0.05       # of ln(epsilon), on top of upper bounds in Linf: no attack is quite as rehearsed;
 ELSEWHERE = 0.03    # and so much more where the model says that it went another way than along its own gradient
 NORM_MINIMUM = 16   # with fewer inputs neither L2 nor harmless changes are told from Linf
 

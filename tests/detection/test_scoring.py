@@ -44,7 +44,10 @@ def test_a_second_look_gives_the_same_answer_from_all_four_sides():
 
 def test_only_what_is_doubted_is_looked_at_again():
     first, x, sure = _scorer(math.inf)
+    looked = []
+    first.layers[0].register_forward_hook(lambda *_: looked.append(1))
     logit = first(x, sure)
+    assert len(looked) == 1
     some, _, _ = _scorer(logit.median().item())
     doubted, changed = logit > logit.median(), some(x, sure) != logit
     assert doubted.any() and torch.equal(changed, doubted)
