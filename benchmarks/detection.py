@@ -37,7 +37,8 @@ from redoubt.errors import InvalidInput
 
 CODE = ("redoubt/attacks", "redoubt/detection", "redoubt/threat.py")   # what fits and judges
 LESSER = FitConfig(blocks=160, score_steps=160, strength_steps=600, noise=32)   # the quick version's detector
-CAMPAIGN = 64
+CAMPAIGN = 64   # inputs
+FEWER = 5       # campaigns under an attack for each one that is four times as large, or under a harmless change
 ATTACK_HEADER = ("champion", "attack", "epsilon", "n", "accuracy", "AUROC", "at 1 %", "flagged", "inside 90 %",
                  "est/true", "1-1.25", "wealth 64", "retrains 64", "256")
 SEEN_HEADER = ("champion", "rehearsed kind", "flagged", "inside 90 %")
@@ -120,7 +121,7 @@ def judged(of: Subject, detector: Detector, clean: Tensor, x_adv: Tensor, rows: 
             "retrains": sum(decide(one, of.covered).retrain for one in strengths) / len(strengths),
         }
         more = [detector.campaign(rows) for rows in campaigns(
-            verdicts.evidence[flagged], 4 * CAMPAIGN, args.campaigns, args.seed)]
+            verdicts.evidence[flagged], 4 * CAMPAIGN, max(1, args.campaigns // FEWER), args.seed)]
         out["retrains_256"] = sum(decide(one, of.covered).retrain for one in more) / len(more) if more else None
     return out
 
@@ -140,7 +141,7 @@ def noise_cell(of: Subject, detector: Detector, x: Tensor, y: Tensor, args) -> d
     evidence = verdicts.evidence[verdicts.is_adversarial]
     for size in (CAMPAIGN, 4 * CAMPAIGN):
         decisions = [decide(detector.campaign(rows), of.covered)
-                     for rows in campaigns(evidence, size, args.campaigns, args.seed)]
+                     for rows in campaigns(evidence, size, max(1, args.campaigns // FEWER), args.seed)]
         out[f"retrains_{size}"] = sum(one.retrain for one in decisions) / len(decisions) if decisions else None
     return out
 
@@ -248,13 +249,14 @@ def main() -> int:
     args = arguments(
         __doc__,
         n={"type": int, "default": 300, "help": "test pictures attacked (default 300)"},
-        campaigns={"type": int, "default": 200, "help": "campaigns drawn for each cell (default 200)"},
+        campaigns={"type": int, "default": 1000, "help": "campaigns of 64 inputs drawn for each attack; one for every "
+                   f"{FEWER} of them of 256 inputs, and of harmless changes (default 1000)"},
         datasets={"nargs": "+", "metavar": "DATASET",
                   "help": f"any that training takes, your own among them (default {' '.join(EPSILONS)})"},
         champions={"nargs": "+", "default": ["undefended", "robust"], "choices": ["undefended", "robust"]},
     )
     if args.quick:
-        args.n, args.campaigns, args.champions = 64, 20, ["undefended"]
+        args.n, args.campaigns, args.champions = 64, 50, ["undefended"]
         args.datasets = args.datasets or ["fashion-mnist"]
     report = Report(args, f"Detection of attacks that were not rehearsed, compact-cnn, n = {args.n} a cell")
     try:
