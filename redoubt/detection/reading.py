@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +17,7 @@ from redoubt.detection.witness import midmean
 FEW_LEVELS = 64     # 8-bit budgets are whole levels, or many; half a level of 16 is a sixth of 0.2
 MARGIN = 0.05       # of ln(epsilon), on top of upper bounds in Linf: no attack is quite as rehearsed;
 ELSEWHERE = 0.03    # and so much more where the model says that it went another way than along its own gradient
+UNCLEAR = 0.5       # of ln(epsilon): an input that is read less surely than that shows little of a pattern on all
 NORM_MINIMUM = 16   # with fewer inputs neither L2 nor harmless changes are told from Linf
 
 
@@ -77,6 +79,22 @@ class Reader:
             rows, whole = order[: attack.n], attack
         group = self._group(evidence[rows], whole, smallest)
         return (rows, whole) if group is None else (rows[group[0]], group[1])
+
+    def clearest(self, evidence: Tensor, whole: Reading, sharing: Tensor) -> Reading:
+        """The reading of inputs of which most carry one pattern, without those that hardly show it.
+
+        One pattern is as strong on the one as on the other. Where a picture has much texture of its own, its reading is
+        far off and unsure, and a few of these move the mean of all: of those with the pattern, what is less sure than
+        `UNCLEAR` is left out, down to half of the inputs.
+
+        Args:
+            evidence: of the inputs that `whole` is the reading of, [n, PIXELS].
+            sharing: which of them carry the pattern, bool [n].
+        """
+        spread = self.single(evidence)[1][:, whole.norm].masked_fill(~sharing, 0.0)
+        rows = spread.argsort()[: max(math.ceil(len(spread) / 2), int((spread < UNCLEAR).sum()))]
+        part = self.pooled(evidence[rows].mean(0), len(rows))
+        return replace(whole, centre=part.centre, spread=part.spread, coarse=part.coarse, n=len(rows))
 
     def _group(self, evidence: Tensor, whole: Reading, smallest: int) -> tuple[Tensor, Reading] | None:
         """The rows and the reading of the strongest group that stands apart, if one does."""

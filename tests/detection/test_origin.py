@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from redoubt.attacks import pgd
-from redoubt.detection import Detector
+from redoubt.detection import Detector, reading
 from redoubt.detection.bounds import ANY, FLOORS, LEVELS, OWN, SINGLE_FLOOR, SIZES, narrowed
 from redoubt.detection.fit import _own_odds
 from redoubt.detection.networks import DETAIL, ODDS, PIXELS, SKETCH
@@ -60,8 +60,9 @@ def test_the_upper_bound_follows_the_models_evidence(detector, evidence, odds, a
     assert math.log(found.low / found.estimate) == pytest.approx(-2 * lower - raised, rel=1e-3)   # of all kinds, always
 
 
-def test_one_pattern_on_all_inputs_is_known_for_itself(detector, evidence):
+def test_one_pattern_on_all_inputs_is_known_for_itself(detector, evidence, monkeypatch):
     """Whatever the model says: a universal perturbation climbs its gradient too, but that of all pictures at once."""
+    monkeypatch.setattr(reading, "UNCLEAR", 9.0)   # all are read
     unasked = evidence.clone()
     unasked[:, ODDS] = 0.0
     pattern = unasked.clone()
