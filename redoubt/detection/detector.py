@@ -127,10 +127,7 @@ class Detector:
             InvalidInput: for no rows, another width or values that are not finite.
         """
         evidence = self._checked(evidence)
-        rows, best, told, witnessed, sharing = self._judged(evidence, *self.reader.strongest(evidence[:, :PIXELS]))
-        shared = sharing.float().mean().item() >= 0.5
-        if shared:
-            best = self.reader.clearest(evidence[rows, :PIXELS], best, sharing)
+        rows, best, told, witnessed, shared = self._judged(evidence, *self.reader.strongest(evidence[:, :PIXELS]))
         norm, levels, whole = best.norm, None, evidence[rows, WHOLE].mean().item()
         origin = self.reader.origin(told, shared) if norm == 0 else (0.0, 0.0)
         bounds = self.reader.bounds(best.centre[norm], best.spread[norm], best.coarse, norm, best.n, *origin)
@@ -163,26 +160,26 @@ class Detector:
         evidence = self._checked(evidence)
         return self.reader.single(evidence[:, :PIXELS])[0][:, 0].exp().to(here)
 
-    def _judged(self, evidence: Tensor, rows: Tensor, best: Reading) -> tuple[Tensor, Reading, Tensor, bool, Tensor]:
+    def _judged(self, evidence: Tensor, rows: Tensor, best: Reading) -> tuple[Tensor, Reading, Tensor, bool, bool]:
         """What the model says of the strongest group that pixels show, and of all beside it.
 
         Returns:
             The rows that are the attack, their reading, the log odds that tell where it comes from, whether the model
-            bears witness of one, and which of the rows carry one pattern.
+            bears witness of one, and whether most of the rows carry one pattern.
         """
         if not self.settings.asks:
-            return rows, best, evidence[:0, ODDS], not best.harmless, torch.zeros_like(rows, dtype=torch.bool)
+            return rows, best, evidence[:0, ODDS], not best.harmless, False
         line, odds, shared = -math.log(RISK_AGAINST if best.harmless else RISK), evidence[:, ODDS], _sharing(evidence)
         own = shared[rows] | _sharing(evidence[rows])
         group, anywhere = (self._won(*part, best.harmless) >= line for part in ((odds[rows], own), (odds, shared)))
         # Beside a witnessed attack, a stronger group is taken for one too: decoys must not cover for it.
         if group or not anywhere or not best.harmless:
-            return rows, best, odds[rows], group or anywhere, own
+            return rows, best, odds[rows], group or anywhere, _mostly(own)
         # An attack among strong harmless changes: those that the model speaks of, and no fewer than make a group. Odds
         # that they were chosen by do not tell where it comes from.
         rows = odds.argsort(descending=True)[: max(least(len(odds)), int((odds > 0).sum()))]
         reading = self.reader.pooled(evidence[rows, :PIXELS].mean(0), len(rows))
-        return rows, reading, torch.zeros_like(odds[rows]), True, shared[rows]
+        return rows, reading, torch.zeros_like(odds[rows]), True, _mostly(shared[rows])
 
     def _won(self, odds: Tensor, sharing: Tensor, harmless: bool) -> float:
         more = (self.witness.pattern * sharing).clamp_min(self.witness.further.item() if harmless else 0.0)
@@ -227,8 +224,8 @@ class Detector:
                                     "pipeline again, or fit the detector again")
             settings = Settings(**card)
             weights = load_file(folder / WEIGHTS)
-            if unset := sorted(name for name, value in weights.items() if value.isnan().any()):
-                raise ArtifactError(f"{folder / WEIGHTS}: {', '.join(unset)} holds values that are no numbers: fit the "
+            if unset := sorted(name for name, value in weights.items() if not value.isfinite().all()):
+                raise ArtifactError(f"{folder / WEIGHTS}: {', '.join(unset)} holds values that are not finite: fit the "
                                     "detector again")
             count = feature_count(settings.channels)
             nets = {"scorer": Scorer(settings.channels), "strength": StrengthNet(count), "witness": Witness()}
@@ -244,3 +241,7 @@ class Detector:
 def _sharing(evidence: Tensor) -> Tensor:
     """Which of the inputs share a pattern with others: bool [n]."""
     return agreement(evidence[:, DETAIL:]) > SAME
+
+
+def _mostly(which: Tensor) -> bool:
+    return which.float().mean().item() >= 0.5

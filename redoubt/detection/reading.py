@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +16,6 @@ from redoubt.detection.witness import midmean
 FEW_LEVELS = 64     # 8-bit budgets are whole levels, or many; half a level of 16 is a sixth of 0.2
 MARGIN = 0.05       # of ln(epsilon), on top of upper bounds in Linf: no attack is quite as rehearsed;
 ELSEWHERE = 0.03    # and so much more where the model says that it went another way than along its own gradient
-UNCLEAR = 0.5       # of ln(epsilon): an input that is read less surely than that shows little of a pattern on all
 NORM_MINIMUM = 16   # with fewer inputs neither L2 nor harmless changes are told from Linf
 
 
@@ -80,22 +78,6 @@ class Reader:
         group = self._group(evidence[rows], whole, smallest)
         return (rows, whole) if group is None else (rows[group[0]], group[1])
 
-    def clearest(self, evidence: Tensor, whole: Reading, sharing: Tensor) -> Reading:
-        """The reading of inputs of which most carry one pattern, without those that hardly show it.
-
-        One pattern is as strong on the one as on the other. Where a picture has much texture of its own, its reading is
-        far off and unsure, and a few of these move the mean of all: of those with the pattern, what is less sure than
-        `UNCLEAR` is left out, down to half of the inputs.
-
-        Args:
-            evidence: of the inputs that `whole` is the reading of, [n, PIXELS].
-            sharing: which of them carry the pattern, bool [n].
-        """
-        spread = self.single(evidence)[1][:, whole.norm].masked_fill(~sharing, 0.0)
-        rows = spread.argsort()[: max(math.ceil(len(spread) / 2), int((spread < UNCLEAR).sum()))]
-        part = self.pooled(evidence[rows].mean(0), len(rows))
-        return replace(whole, centre=part.centre, spread=part.spread, coarse=part.coarse, n=len(rows))
-
     def _group(self, evidence: Tensor, whole: Reading, smallest: int) -> tuple[Tensor, Reading] | None:
         """The rows and the reading of the strongest group that stands apart, if one does."""
         centre, spread, _ = self.single(evidence)
@@ -139,17 +121,17 @@ class Reader:
 
         Returns:
             How surely it went along the gradient, from 0 to 1, and what its upper bound is given on top, which is more
-            the surer the model is that it did not. The first is 0 where fewer than 16 were asked about, one pattern is
-            shared or rehearsed attacks were not told apart, and then nothing comes on top of the margin; both are 0 of
-            fewer than 16 inputs.
+            the surer the model is that it did not. Where fewer than half were asked about, both count for less, in
+            proportion. The first is 0 where fewer than 16 were, one pattern is shared or rehearsed attacks were not
+            told apart, and then nothing comes on top of the margin; both are 0 of fewer than 16 inputs.
         """
         asked, (least, most) = odds[odds != 0], self.settings.own_odds
         if len(odds) < NORM_MINIMUM:
             return 0.0, 0.0
         if shared or len(asked) < NORM_MINIMUM or most <= least:
             return 0.0, MARGIN
-        own = min(max((midmean(asked) - least) / (most - least), 0.0), 1.0)
-        return own, MARGIN + (1 - own) * ELSEWHERE
+        own, heard = min(max((midmean(asked) - least) / (most - least), 0.0), 1.0), min(2 * len(asked) / len(odds), 1.0)
+        return heard * own, MARGIN + heard * (1 - own) * ELSEWHERE
 
     def bounds(
         self, centre: Tensor, spread: Tensor, coarse: Tensor, norm: int, n: int, own: float = 0.0, extra: float = 0.0,

@@ -168,14 +168,16 @@ def _of_which(name, part, folder):
     (folder / "detector.json").write_text(json.dumps(card | {name: card[name][part]}))
 
 
-def _unset(name, folder):
+def _times(factor, name, folder):
     file = folder / "detector.safetensors"
-    save_file({key: value * (math.nan if key == name else 1) for key, value in load_file(file).items()}, file)
+    save_file({key: value * (factor if key == name else 1) for key, value in load_file(file).items()}, file)
 
 
 @pytest.mark.parametrize("damage", [
     _drop, _garble, _old, _short,
-    pytest.param(partial(_unset, "scorer.doubt"), id="a doubt that is no number"),
+    pytest.param(partial(_times, math.nan, "scorer.doubt"), id="a doubt that is no number"),
+    pytest.param(partial(_times, math.inf, "scorer.doubt"), id="no doubt at all"),
+    pytest.param(partial(_times, math.inf, "strength.heads.0.weight"), id="endless weights"),
     pytest.param(partial(_of_which, "quantiles", 0), id="one table without the axis"),
     pytest.param(partial(_of_which, "quantiles", slice(1)), id="one table"),
     pytest.param(partial(_of_which, "single", slice(1)), id="one grain of single inputs"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from redoubt.attacks import pgd
-from redoubt.detection import Detector, reading
+from redoubt.detection import Detector
 from redoubt.detection.bounds import ANY, FLOORS, LEVELS, OWN, SINGLE_FLOOR, SIZES, narrowed
 from redoubt.detection.fit import _own_odds
 from redoubt.detection.networks import DETAIL, ODDS, PIXELS, SKETCH
@@ -44,7 +44,8 @@ def evidence(digits, digits_model, detector) -> torch.Tensor:
     (-1.0, N, 3.0, 1.0), (0.2, N, 3.0, 1.0),     # surely along another gradient
     (0.7, N, 2.0, 0.5), (0.45, N, 2.5, 0.75),    # between
     (1.2, N, 1.0, 0.0), (4.0, N, 1.0, 0.0),      # surely along this model's
-    (1.2, 16, 1.0, 0.0), (-1.0, 16, 3.0, 1.0),   # those that were not asked do not count
+    (1.2, 32, 1.0, 0.0), (-1.0, 32, 3.0, 1.0),   # those that were not asked do not count
+    (1.2, 24, 1.5, 0.0), (-1.0, 24, 3.0, 0.75), (1.2, 16, 2.0, 0.0), (-1.0, 16, 3.0, 0.5),   # few tell less
     (1.2, 15, 3.0, 0.0), (-1.0, 15, 3.0, 0.0), (1.2, 0, 3.0, 0.0),   # too few do not tell
 ])
 def test_the_upper_bound_follows_the_models_evidence(detector, evidence, odds, asked, quantile, elsewhere):
@@ -60,9 +61,8 @@ def test_the_upper_bound_follows_the_models_evidence(detector, evidence, odds, a
     assert math.log(found.low / found.estimate) == pytest.approx(-2 * lower - raised, rel=1e-3)   # of all kinds, always
 
 
-def test_one_pattern_on_all_inputs_is_known_for_itself(detector, evidence, monkeypatch):
+def test_one_pattern_on_all_inputs_is_known_for_itself(detector, evidence):
     """Whatever the model says: a universal perturbation climbs its gradient too, but that of all pictures at once."""
-    monkeypatch.setattr(reading, "UNCLEAR", 9.0)   # all are read
     unasked = evidence.clone()
     unasked[:, ODDS] = 0.0
     pattern = unasked.clone()
@@ -77,22 +77,24 @@ def test_one_pattern_on_all_inputs_is_known_for_itself(detector, evidence, monke
     assert detector.campaign(asked).high < 0.99 * found.high
 
 
+@pytest.mark.parametrize("asked", [N, 32, 16])
 @pytest.mark.parametrize("loud", [3.0, -3.0])
-def test_three_of_sixty_four_move_it_by_a_step_of_the_grid_at_most(detector, evidence, loud):
+def test_three_of_sixty_four_move_it_by_a_step_of_the_grid_at_most(detector, evidence, loud, asked):
     """Of odds that scatter as those of real campaigns do, and lie between the marks, where they count for most."""
-    spread = 1.3 * torch.randn(N, generator=torch.Generator().manual_seed(3))
+    spread = 1.3 * torch.randn(asked, generator=torch.Generator().manual_seed(3))
+    odds = (0.7 + spread - spread.mean()).clamp(-3, 3)
     quiet = evidence.clone()
-    quiet[:, ODDS] = (0.7 + spread - spread.mean()).clamp(-3, 3)
+    quiet[:, ODDS] = torch.cat([odds, torch.zeros(N - asked)])
     rows = quiet.clone()
-    rows[(quiet[:, ODDS] - loud).abs().topk(3).indices, ODDS] = loud
+    rows[(odds - loud).abs().topk(3).indices, ODDS] = loud
     before, after = (detector.reader.origin(part[:, ODDS], False)[0] for part in (quiet, rows))
-    assert 0.02 < abs(after - before) < 0.2
+    assert 0.02 < abs(after - before) < 0.35
     assert abs(math.log(detector.campaign(rows).high / detector.campaign(quiet).high)) < math.log(1.05)
 
 
 @pytest.mark.parametrize(("n", "asked", "shared", "expected"), [
     (16, 16, False, (1.0, MARGIN)), (15, 15, False, (0.0, 0.0)), (40, 15, False, (0.0, MARGIN)),
-    (64, 16, False, (1.0, MARGIN)),
+    (40, 16, False, (0.8, MARGIN)), (64, 16, False, (0.5, MARGIN)), (32, 16, False, (1.0, MARGIN)),
     (16, 16, True, (0.0, MARGIN)), (15, 15, True, (0.0, 0.0)),
 ])
 def test_few_inputs_tell_nothing(detector, n, asked, shared, expected):
