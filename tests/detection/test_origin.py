@@ -79,7 +79,7 @@ def test_one_pattern_on_all_inputs_is_known_for_itself(detector, evidence):
 
 @pytest.mark.parametrize("asked", [N, 32, 16])
 @pytest.mark.parametrize("loud", [3.0, -3.0])
-def test_three_of_sixty_four_move_it_by_a_step_of_the_grid_at_most(detector, evidence, loud, asked):
+def test_three_of_sixty_four_move_it_by_a_step_of_the_grid_or_two(detector, evidence, loud, asked):
     """Of odds that scatter as those of real campaigns do, and lie between the marks, where they count for most."""
     spread = 1.3 * torch.randn(asked, generator=torch.Generator().manual_seed(3))
     odds = (0.7 + spread - spread.mean()).clamp(-3, 3)
@@ -89,7 +89,8 @@ def test_three_of_sixty_four_move_it_by_a_step_of_the_grid_at_most(detector, evi
     rows[(odds - loud).abs().topk(3).indices, ODDS] = loud
     before, after = (detector.reader.origin(part[:, ODDS], False)[0] for part in (quiet, rows))
     assert 0.02 < abs(after - before) < 0.35
-    assert abs(math.log(detector.campaign(rows).high / detector.campaign(quiet).high)) < math.log(1.05)
+    steps = 1 if asked == N else 2   # twice as far where half were asked about, and no farther where fewer were
+    assert abs(math.log(detector.campaign(rows).high / detector.campaign(quiet).high)) < steps * math.log(1.05)
 
 
 @pytest.mark.parametrize(("n", "asked", "shared", "expected"), [
